@@ -1,0 +1,134 @@
+"""Every table this project writes: the columns, what they mean, and in which unit.
+
+A row walks RAW -> (RATED ->) PAIRS -> RENDERED -> ENCODED -> TOKENIZED; only RATED, PAIRS, TOKENIZED and DROPPED
+are ever written to disk. Types are the plain Arrow ones that every release of `datasets` since 3.6 opens:
+string, int32, float32, list and struct, never large_* or *_view.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+"""One turn. `role` is system, user or assistant; `content` is plain text."""
+
+MESSAGES = pa.list_(MESSAGE)
+TOKEN_IDS = pa.list_(pa.int32())
+
+ORIGIN = [
+    pa.field("source", pa.string()),  # the recipe's name for the source, e.g. "hh-rlhf"
+    pa.field("source_file", pa.string()),  # file name relative to the source's path
+    pa.field("source_row", pa.int32()),  # 0-based record in that file (for JSON lines: line number - 1)
+]
+"""Where a row comes from. Stays with the row through every stage that holds text."""
+
+RAW = pa.schema([*ORIGIN, pa.field("record", pa.string())])
+"""One record of a raw file as JSON text, before anything looked inside."""
+
+COMPLETION = pa.struct(
+    [
+        pa.field("model", pa.string()),
+        pa.field("response", pa.string()),
+        pa.field("system_prompt", pa.string()),  # the hidden prompt this answer was generated under
+        pa.field("overall_score", pa.float32()),  # 1..10, null where missing
+        pa.field("instruction_following", pa.float32()),  # 1..5, null for "N/A" or missing
+        pa.field("honesty", pa.float32()),
+        pa.field("truthfulness", pa.float32()),
+        pa.field("helpfulness", pa.float32()),
+    ]
+)
+ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+
+RATED = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("prompt", MESSAGES),
+        pa.field("completions", pa.list_(COMPLETION)),
+        pa.field("subset", pa.string()),  # the upstream's own name for a part of itself, e.g. "evol_instruct"
+        *ORIGIN,
+    ]
+)
+"""One prompt with several rated answers."""
+
+PAIRS = pa.schema(
+    [
+        pa.field("id", pa.string()),  # content hash of prompt, chosen and rejected
+        pa.field("prompt", MESSAGES),  # the turns both sides share
+        pa.field("chosen", MESSAGES),  # the turns after them; after cleaning exactly one assistant message
+        pa.field("rejected", MESSAGES),
+        pa.field("score_chosen", pa.float32()),  # in the source's own unit; null where it has none
+        pa.field("score_rejected", pa.float32()),
+        pa.field("model_chosen", pa.string()),
+        pa.field("model_rejected", pa.string()),
+        pa.field("system_chosen", pa.string()),  # hidden system prompt an answer was generated under
+        pa.field("system_rejected", pa.string()),
+        pa.field("subset", pa.string()),
+        *ORIGIN,
+    ]
+)
+"""One prompt, a better and a worse answer: the explicit conversational form that TRL's trainers take unchanged."""
+
+RENDERED = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("prompt", MESSAGES),
+        pa.field("prompt_text", pa.string()),  # up to and including the assistant's header
+        pa.field("chosen_text", pa.string()),  # the answer as the template writes it, without its end of turn
+        pa.field("rejected_text", pa.string()),
+        *ORIGIN[1:],
+    ]
+)
+"""A pair as text under a chat template (in memory only)."""
+
+ENCODED = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("prompt", MESSAGES),
+        pa.field("prompt_ids", TOKEN_IDS),
+        pa.field("chosen_response_ids", TOKEN_IDS),  # the answer's ids and its end of turn, without the prompt
+        pa.field("rejected_response_ids", TOKEN_IDS),
+        *ORIGIN[1:],
+    ]
+)
+"""A pair as token ids before any limit on length (in memory only)."""
+
+TOKENIZED = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("chosen_input_ids", TOKEN_IDS),  # whole sequence: prompt and answer
+        pa.field("rejected_input_ids", TOKEN_IDS),
+        pa.field("prompt_len", pa.int32()),  # both sides share their first prompt_len ids
+        pa.field("source", pa.string()),
+        pa.field("prompt_turns_dropped", pa.int32()),  # oldest turns left out to fit max_prompt_length
+        pa.field("chosen_truncated", pa.bool_()),  # cut at max_length, so without its end of turn
+        pa.field("rejected_truncated", pa.bool_()),
+    ]
+)
+"""What training reads. Masks and labels follow from prompt_len and are not stored."""
+
+DROPPED = pa.schema(
+    [
+        pa.field("id", pa.string()),  # null when the record could not be parsed
+        pa.field("step", pa.string()),
+        pa.field("reason", pa.string()),  # a reason code, e.g. "identical_pair"
+        pa.field("detail", pa.string()),  # which side failed, or what was wrong
+        *ORIGIN,
+        pa.field("row", pa.string()),  # the row as it entered the step, as JSON
+    ]
+)
+"""A row that a step turned away, kept aside with the reason."""
+
+
+def row_id(content: Mapping[str, Any] | Sequence[Any]) -> str:
+    """128-bit content hash in hex: the same content has the same id on every machine."""
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def pair_id(prompt: Sequence[Mapping[str, str]], chosen: Sequence[Any], rejected: Sequence[Any]) -> str:
+    """The `id` of a PAIRS row."""
+    return row_id({"prompt": prompt, "chosen": chosen, "rejected": rejected})

@@ -1,0 +1,67 @@
+"""UltraFeedback (openbmb/UltraFeedback): one instruction, answers of several models, each rated on four aspects."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from orpo_data.schema import ASPECTS, RATED
+from orpo_data.sources.record import Record, Unparsable, json_name, number, text
+
+SCHEMA = RATED
+EXCLUDE: tuple[str, ...] = ()
+COLUMNS = {"instruction": ("instruction",), "completions": ("completions",), "subset": ("source",)}
+
+NOT_RATED = ("", "N/A")
+
+
+def parse(record: Any, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The content columns of a RATED row; raises Unparsable."""
+    fields = Record(record, columns, COLUMNS)
+    completions = fields.require("completions")
+    if not isinstance(completions, list):
+        raise Unparsable(f"column {fields.names('completions')[0]!r} is {json_name(completions)}, not a list")
+    return {
+        "prompt": [{"role": "user", "content": fields.text("instruction")}],
+        "completions": [_completion(value, f"completions[{i}]") for i, value in enumerate(completions)],
+        "subset": fields.optional_text("subset"),
+    }
+
+
+def _completion(value: Any, where: str) -> dict[str, Any]:
+    fields = _object(value, where)
+    annotations = _object(fields.get("annotations") or {}, f"{where}.annotations")
+    return {
+        "model": _optional_text(fields, "model", where),
+        "response": text(fields.get("response"), f"{where}.response"),
+        "system_prompt": _optional_text(fields, "custom_system_prompt", where),
+        "overall_score": rating(fields.get("overall_score"), f"{where}.overall_score"),
+        **{aspect: _aspect(annotations.get(aspect), f"{where}.annotations.{aspect}") for aspect in ASPECTS},
+    }
+
+
+def _aspect(value: Any, where: str) -> float | None:
+    """The rating of one aspect: an object, or as once published a list of one object."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return None if value is None else rating(_object(value, where).get("Rating"), f"{where}.Rating")
+
+
+def rating(value: Any, where: str) -> float | None:
+    """A number, published as "1" to "5"; null for "N/A" or a missing one."""
+    if value is None or (isinstance(value, str) and value.strip().upper() in NOT_RATED):
+        return None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise Unparsable(f"{where} is {value!r}, neither a number nor 'N/A'") from None
+    return number(value, where)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Unparsable(f"{where} is {json_name(value)}, not an object")
+    return value
+
+
+def _optional_text(fields: Mapping[str, Any], key: str, where: str) -> str | None:
+    return None if fields.get(key) is None else text(fields[key], f"{where}.{key}")

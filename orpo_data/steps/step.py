@@ -1,0 +1,78 @@
+"""What a step is: a named, versioned, configured, pure function from a table to kept rows and dropped rows."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from orpo_data.schema import DROPPED
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step made of one table: len(table) + expanded == len(kept) + len(dropped)."""
+
+    kept: pa.Table
+    dropped: pa.Table
+    expanded: int = 0  # rows made beyond one for each row in (several pairs from one prompt)
+    changed: int = 0  # kept rows whose content the step altered
+
+
+class _Configured(BaseModel, ABC):
+    """Its fields are a step's configuration, read straight from the recipe.
+
+    A subclass raises `version` whenever it would make other rows of the same input: the version is part of every
+    dataset's fingerprint.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+
+class Step(_Configured):
+    """Judges or transforms each row on its own."""
+
+    @abstractmethod
+    def apply(self, table: pa.Table) -> StepOutput:
+        """Judge or transform the rows of `table`, each on its own: batching must not change the outcome."""
+
+
+class GlobalStep(_Configured):
+    """A step that needs the whole dataset: a first pass summarises, a second applies."""
+
+    @abstractmethod
+    def summarise(self, tables: Iterator[pa.Table]) -> Step:
+        """Read every row once; return the step that judges each row on its own in the light of all."""
+
+
+AnyStep = Step | GlobalStep
+
+
+def dropped_rows(step: str, rows: pa.Table, reasons: pa.Array, details: pa.Array) -> pa.Table:
+    """`rows` as DROPPED rows of `step`: `reasons` and `details` run parallel to them."""
+    names = rows.schema.names
+    texts = rows["record"] if "record" in names else [orjson.dumps(row).decode() for row in rows.to_pylist()]
+    columns = {
+        "id": rows["id"] if "id" in names else pa.nulls(len(rows), pa.string()),
+        "step": pa.repeat(step, len(rows)),
+        "reason": reasons,
+        "detail": details,
+        **{name: rows[name] for name in ("source", "source_file", "source_row")},
+        "row": texts,
+    }
+    return pa.table(columns, schema=DROPPED)
+
+
+def divide(step: str, table: pa.Table, reasons: pa.Array, details: pa.Array) -> tuple[pa.Table, pa.Table]:
+    """Split `table` into rows without a reason (kept) and rows with one (dropped, as DROPPED)."""
+    fails = pc.is_valid(reasons)
+    kept = table.filter(pc.invert(fails))
+    dropped = dropped_rows(step, table.filter(fails), reasons.filter(fails), details.filter(fails))
+    return kept, dropped

@@ -1,0 +1,19 @@
+"""Where each stage of a run lies."""
+
+from pathlib import Path
+
+
+class Layout:
+    """The folders below a run's output folder."""
+
+    def __init__(self, output: str | Path) -> None:
+        self.root = Path(output)
+        self.binarize = self.root / "binarize"
+        self.clean = self.root / "clean"
+        self.split = self.root / "split"
+        self.tokenize = self.root / "tokenize"
+        self.model = self.root / "model"
+        self.evaluate = self.root / "evaluate"
+
+    def ingest(self, source: str) -> Path:
+        return self.root / "ingest" / source

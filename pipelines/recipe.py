@@ -1,0 +1,225 @@
+"""A whole pipeline as one typed document, read from YAML.
+
+The sections are the steps' own settings, so a recipe's keys are documented where they act.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from orpo_data.chat import Chat
+from orpo_data.errors import UsageError
+from orpo_data.steps.binarize import Binarize
+from orpo_data.steps.chat_template import ChatTemplate
+from orpo_data.steps.clean import Clean
+from orpo_data.steps.split import Split
+from orpo_data.steps.step import Step
+from orpo_data.steps.tokenize import Tokenize
+from orpo_data.steps.truncate import Truncate
+from orpo_train.config import TrainConfig
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(_Section):
+    """One raw data set."""
+
+    dataset: Literal["ultrafeedback", "hh-rlhf", "pairs"] = Field(description="The upstream format.")
+    path: str = Field(description="Hub id, local file, folder or glob, or any fsspec URL.")
+    name: str = Field(default="", description="Name in `source` and in the output's folders; by default the dataset's.")
+    revision: str | None = Field(default=None, description="Commit on the hub.")
+    files: str | None = Field(default=None, description="Glob of the files to read inside a folder or hub id.")
+    columns: dict[str, str] = Field(default={}, description="Our column names to the file's, for `pairs`.")
+    weight: float = Field(default=1.0, gt=0, le=1, description="Share of the source's pairs that is kept.")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.dataset
+
+
+class TokenizeConfig(_Section):
+    """How text becomes token ids."""
+
+    tokenizer: str = Field(description="Local folder or hub id.")
+    revision: str | None = Field(default=None, description="Commit of the tokenizer on the hub.")
+    chat_template: str | None = Field(default=None, description="A name, a jinja file, or null for the tokenizer's own.")
+    max_length: int = Field(default=2048, ge=2, description="Most tokens of prompt and answer together.")
+    max_prompt_length: int = Field(default=1792, ge=1, description="Most tokens of the prompt.")
+    overlong_prompt: Literal["drop-turns", "drop"] = Field(
+        default="drop-turns", description="Leave out whole oldest turns, or the pair."
+    )
+    overlong_response: Literal["truncate", "drop"] = Field(
+        default="truncate", description="Cut the answer at the end, or leave out the pair."
+    )
+
+    @model_validator(mode="after")
+    def _room_for_an_answer(self) -> Self:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                "or no token is left for an answer"
+            )
+        return self
+
+    def steps(self, chat: Chat) -> list[Step]:
+        limits = self.model_dump(include={"max_length", "max_prompt_length", "overlong_prompt", "overlong_response"})
+        return [ChatTemplate(chat=chat), Tokenize(chat=chat), Truncate(chat=chat, **limits)]
+
+
+class EvaluateConfig(_Section):
+    """How a trained model is judged on the held-out pairs."""
+
+    max_pairs: int | None = Field(default=None, ge=1, description="Most held-out pairs to score; null scores all.")
+    samples: int = Field(default=4, ge=0, description="Held-out prompts to answer, before and after.")
+    max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of a sample answer.")
+
+
+class Recipe(_Section):
+    """Sources, the steps on their rows, the training run and its evaluation."""
+
+    name: str = Field(min_length=1, description="Name of the run, in lineage and dashboards.")
+    sources: list[SourceConfig] = Field(min_length=1)
+    binarize: Binarize = Binarize()
+    clean: Clean = Clean()
+    split: Split = Split()
+    tokenize: TokenizeConfig
+    train: TrainConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        labels = [source.label for source in self.sources]
+        if doubled := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"sources: {doubled[0]!r} stands twice; give each its own `name`")
+        return self
+
+    @classmethod
+    def read(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """A recipe file, or a ready recipe by name, with `key.path=value` overrides.
+
+        Raises UsageError naming the key (and the nearest one) when something does not fit.
+        """
+        document = _read_yaml(find_recipe(recipe))
+        for override in overrides:
+            _apply_override(document, override)
+        return cls.parse(document, str(recipe))
+
+    @classmethod
+    def parse(cls, document: Any, origin: str = "recipe") -> Self:
+        """A recipe from plain values."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise UsageError("; ".join(_explain(cls, origin, item) for item in error.errors()[:3])) from None
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its value, as it is saved with each output."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def ready_recipes() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(RECIPE_FOLDER.glob("*.yaml"))}
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a ready one."""
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    ready = ready_recipes()
+    if str(recipe) in ready:
+        return ready[str(recipe)]
+    raise UsageError(f"no recipe file {str(recipe)!r}, and no ready recipe of that name (there are {', '.join(ready)})")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(document).__name__}")
+    return document
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    """Set `a.b.0.c=value` in place; the value is read as YAML."""
+    path, found, text = override.partition("=")
+    if not found or not path:
+        raise UsageError(f"--set {override!r}: write key.path=value")
+    *parents, last = path.split(".")
+    node: Any = document
+    for name in parents:
+        node = _child(node, name, override)
+    if isinstance(node, list):
+        node[_list_index(node, last, override)] = _yaml_value(text, override)
+    elif isinstance(node, dict):
+        node[last] = _yaml_value(text, override)
+    else:
+        raise UsageError(f"--set {override!r}: {last!r} lies below a plain value")
+
+
+def _child(node: Any, name: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, name, override)]
+    if not isinstance(node, dict):
+        raise UsageError(f"--set {override!r}: {name!r} lies below a plain value")
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]
+
+
+def _list_index(node: list[Any], name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise UsageError(f"--set {override!r}: {name!r} is no position in a list of {len(node)}")
+    return int(name)
+
+
+def _yaml_value(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _explain(model: type[BaseModel], origin: str, error: ErrorDetails) -> str:
+    """One validation error as a line that names the key."""
+    key = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = list(_known_keys(model, error["loc"][:-1]))
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        return f"{origin}: unknown key {key!r}; {hint}"
+    if error["type"] == "missing":
+        return f"{origin}: {key!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    value = f" (it is {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
+    return f"{origin}: {key}: {message}{value}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
+    """The keys allowed at a place of the document."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, str):
+            names = {field.alias or name: field.annotation for name, field in current.model_fields.items()}
+            current = _model_of(names[part])
+    for name, field in current.model_fields.items():
+        yield field.alias or name
+
+
+def _model_of(annotation: Any) -> Any:
+    """The settings class inside `X`, `X | None` or `list[X]`."""
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

@@ -1,0 +1,144 @@
+"""One function a stage: datasets in, dataset out.
+
+The command line, the flows and Python callers all call these. Every data stage has the same shape: what it reads, the
+recipe, where it writes; it returns a StageReport.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from orpo_data.chat import Chat
+from orpo_data.errors import OrpoError
+from orpo_data.manifest import Input, read_manifest
+from orpo_data.schema import PAIRS, TOKENIZED
+from orpo_data.shards import iter_tables
+from orpo_data.sources import SOURCES, require_columns
+from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
+from orpo_data.stage import BATCH_ROWS, Batches, Branch, StageReport, dataset_input, run_stage
+from orpo_data.steps.parse import Parse
+from orpo_data.steps.sample import Sample
+from orpo_data.steps.split import SPLITS
+from orpo_data.steps.step import AnyStep
+from pipelines.recipe import Recipe, SourceConfig
+
+Progress = Callable[[str, int], None]
+"""Called with the name of the running stage and the rows it has read."""
+
+
+def quiet(stage: str, rows: int) -> None:
+    """No progress wanted."""
+
+
+def ingest(
+    source: SourceConfig, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+) -> StageReport:
+    """Raw files to RATED or PAIRS rows; records that cannot be parsed are dropped as `unparsable`."""
+    kind = SOURCES[source.dataset]
+    files = find_files(source.path, source.revision, source.files, kind.exclude)
+    inputs = [
+        Input(name=file.name, fingerprint=file_digest(file), revision=source.revision) for file in files
+    ]
+    branch = Branch(
+        inputs=inputs,
+        read=lambda rows: _read_raw(source, files, rows),
+        steps=[Parse(dataset=source.dataset, columns=source.columns)],
+        source=source.label,
+    )
+    return _run("ingest", output, kind.schema, [branch], recipe, progress, batch_rows)
+
+
+def binarize(
+    inputs: Sequence[Path], recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+) -> StageReport:
+    """Ingested datasets, one for each source of the recipe in its order, to one dataset of PAIRS."""
+    if len(inputs) != len(recipe.sources):
+        raise OrpoError(f"binarize: {len(inputs)} input folders for {len(recipe.sources)} sources")
+    branches = []
+    for folder, source in zip(inputs, recipe.sources, strict=True):
+        steps: list[AnyStep] = [] if SOURCES[source.dataset].schema == PAIRS else [recipe.binarize]
+        if source.weight < 1:
+            steps.append(Sample(share=source.weight, seed=recipe.binarize.seed))
+        branches.append(_dataset_branch(folder, output, steps, "ingest", source.label))
+    return _run("binarize", output, PAIRS, branches, recipe, progress, batch_rows, seed=recipe.binarize.seed)
+
+
+def clean(
+    inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+) -> StageReport:
+    """PAIRS to PAIRS that keep every structural rule."""
+    branch = _dataset_branch(inputs, output, [recipe.clean], "binarize")
+    return _run("clean", output, PAIRS, [branch], recipe, progress, batch_rows)
+
+
+def split(
+    inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+) -> StageReport:
+    """PAIRS to a train and an eval side that share no prompt."""
+    branch = _dataset_branch(inputs, output, [recipe.split], "clean")
+    return _run("split", output, PAIRS, [branch], recipe, progress, batch_rows, splits=SPLITS, seed=recipe.split.seed)
+
+
+def tokenize(
+    inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+) -> StageReport:
+    """PAIRS to TOKENIZED, split by split."""
+    settings = recipe.tokenize
+    chat = Chat.load(settings.tokenizer, settings.chat_template, settings.revision)
+    branch = _dataset_branch(inputs, output, settings.steps(chat), "split")
+    splits = read_manifest(inputs).splits
+    return _run("tokenize", output, TOKENIZED, [branch], recipe, progress, batch_rows, splits=splits)
+
+
+def _run(
+    stage: str,
+    output: Path,
+    schema: pa.Schema,
+    branches: Sequence[Branch],
+    recipe: Recipe,
+    progress: Progress,
+    batch_rows: int,
+    *,
+    splits: Sequence[str] = (),
+    seed: int | None = None,
+) -> StageReport:
+    return run_stage(
+        stage,
+        output,
+        schema,
+        branches,
+        splits=splits,
+        seed=seed,
+        recipe=recipe.resolved(),
+        job=recipe.name,
+        batch_rows=batch_rows,
+        progress=lambda rows: progress(stage, rows),
+    )
+
+
+def _dataset_branch(
+    folder: Path, output: Path, steps: Sequence[AnyStep], stage: str, source: str | None = None
+) -> Branch:
+    """A dataset folder as a branch; OrpoError if it is not the output of `stage`."""
+    manifest = read_manifest(folder)
+    if manifest.stage != stage:
+        raise OrpoError(f"{folder}: is the output of {manifest.stage}, the output of {stage} is needed here")
+    return Branch(
+        inputs=[dataset_input(folder, output)],
+        read=lambda rows: iter_tables(folder, manifest, rows),
+        steps=steps,
+        source=source,
+    )
+
+
+def _read_raw(source: SourceConfig, files: Sequence[RawFile], batch_rows: int) -> Batches:
+    """Every record of every file; OrpoError if a file's first readable record lacks a column."""
+    for file in files:
+        checked = False
+        for table in read_records(file, source.label, batch_rows):
+            checked = checked or any(
+                require_columns(source.dataset, record, source.columns, file.name)
+                for record in table["record"].to_pylist()
+            )
+            yield None, table
