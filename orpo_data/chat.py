@@ -97,7 +97,7 @@ class Chat:
         if not (full.startswith(prompt_text) and full.endswith(self._after_answer)):
             raise OrpoError(
                 "tokenize.chat_template: the template does not keep the rendered prompt as a prefix of prompt + "
-                f"answer (prompt ends in {prompt_text[-40:]!r}, the whole reads {full[: len(prompt_text)][-40:]!r} there)"
+                f"answer (the prompt ends in {prompt_text[-40:]!r}, the whole has {full[: len(prompt_text)][-40:]!r})"
             )
         return full[len(prompt_text) : len(full) - len(self._after_answer)] + self._answer_tail
 

@@ -19,7 +19,10 @@ class _Record(BaseModel):
 
 
 class Shard(_Record):
-    """One Arrow stream file; `tokens` counts both sides of every pair and is null before tokenization."""
+    """One Arrow stream file, or one file of a model's weights (no rows then).
+
+    `tokens` counts both sides of every pair and is null before tokenization.
+    """
 
     path: str
     split: str | None

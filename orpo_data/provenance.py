@@ -6,7 +6,17 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("orpo-pipeline", "pyarrow", "polars", "datasets", "transformers", "tokenizers", "torch", "accelerate", "prefect")
+PACKAGES = (
+    "orpo-pipeline",
+    "pyarrow",
+    "polars",
+    "datasets",
+    "transformers",
+    "tokenizers",
+    "torch",
+    "accelerate",
+    "prefect",
+)
 
 
 @cache

@@ -47,7 +47,7 @@ def _check_file(folder: Path, name: str, sha256: str) -> list[str]:
 
 def _check_shard(folder: Path, shard: Shard) -> list[str]:
     problems = _check_file(folder, shard.path, shard.sha256)
-    if problems:
+    if problems or not shard.path.endswith(".arrow"):
         return problems
     rows = len(open_shard(folder / shard.path))
     return [] if rows == shard.rows else [f"{folder / shard.path}: {rows} rows, the manifest says {shard.rows}"]

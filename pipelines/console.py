@@ -21,7 +21,7 @@ from orpo_data.shards import read_table
 from orpo_data.stage import StageReport
 from pipelines.stages import Progress
 
-out = Console(highlight=False, soft_wrap=False)
+out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 SIDE_STYLES = {"prompt": "dim", "chosen": "green", "rejected": "red"}
@@ -63,7 +63,9 @@ def report_json(report: StageReport) -> dict[str, Any]:
 
 def print_dataset(folder: Path, manifest: Manifest, rows: int) -> None:
     """Counts, lengths and the first rows of each split."""
-    out.print(f"[bold]{folder}[/bold]  {manifest.stage}, {manifest.rows:,} rows, fingerprint {manifest.fingerprint[:12]}")
+    out.print(
+        f"[bold]{folder}[/bold]  {manifest.stage}, {manifest.rows:,} rows, fingerprint {manifest.fingerprint[:12]}"
+    )
     for step in manifest.steps:
         source = f" ({step.source})" if step.source else ""
         reasons = "".join(f", {count:,} {reason}" for reason, count in step.dropped.items())
@@ -154,3 +156,26 @@ def _decision_line(decision: Decision) -> Text:
     return Text(f"  {decision.stage}: kept{where} as {decision.id}  {detail}".rstrip())
 
 
+def lineage_json(chain: Lineage) -> dict[str, Any]:
+    """A lineage as plain JSON values."""
+    stages = [
+        {
+            "stage": node.manifest.stage,
+            "path": str(node.path),
+            "fingerprint": node.manifest.fingerprint,
+            "content_hash": node.manifest.content_hash,
+            "sound": node.sound,
+            "inputs": [item.model_dump() for item in node.manifest.inputs],
+            "steps": [step.model_dump() for step in node.manifest.steps],
+        }
+        for node in chain.nodes
+    ]
+    rows = [
+        {
+            "id": row.id,
+            "origin": vars(row.origin),
+            "decisions": [vars(decision) | {"path": str(decision.path)} for decision in row.decisions],
+        }
+        for row in chain.rows
+    ]
+    return {"stages": stages, "rows": rows}

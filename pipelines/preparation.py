@@ -21,3 +21,20 @@ def prepare(recipe: Recipe, output: str | Path, progress: Progress = quiet) -> l
     reports.append(stages.split(place.clean, recipe, place.split, progress))
     reports.append(stages.tokenize(place.split, recipe, place.tokenize, progress))
     return reports
+
+
+PREVIOUS = {"binarize": "ingest", "clean": "binarize", "split": "clean", "tokenize": "split"}
+ONE_INPUT = {"clean": stages.clean, "split": stages.split, "tokenize": stages.tokenize}
+
+
+def run_one(
+    name: str, recipe: Recipe, root: Path, inputs: Path | None, output: Path | None, progress: Progress = quiet
+) -> list[StageReport]:
+    """Run one stage by name, from `inputs` to `output`; what is not given lies where a run under `root` has it."""
+    output = output or root / name
+    if name == "ingest":
+        return [stages.ingest(source, recipe, output / source.label, progress) for source in recipe.sources]
+    inputs = inputs or root / PREVIOUS[name]
+    if name == "binarize":
+        return [stages.binarize([inputs / source.label for source in recipe.sources], recipe, output, progress)]
+    return [ONE_INPUT[name](inputs, recipe, output, progress)]

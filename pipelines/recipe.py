@@ -51,7 +51,9 @@ class TokenizeConfig(_Section):
 
     tokenizer: str = Field(description="Local folder or hub id.")
     revision: str | None = Field(default=None, description="Commit of the tokenizer on the hub.")
-    chat_template: str | None = Field(default=None, description="A name, a jinja file, or null for the tokenizer's own.")
+    chat_template: str | None = Field(
+        default=None, description="A name, a jinja file, or null for the tokenizer's own."
+    )
     max_length: int = Field(default=2048, ge=2, description="Most tokens of prompt and answer together.")
     max_prompt_length: int = Field(default=1792, ge=1, description="Most tokens of the prompt.")
     overlong_prompt: Literal["drop-turns", "drop"] = Field(
@@ -110,7 +112,7 @@ class Recipe(_Section):
         """
         document = _read_yaml(find_recipe(recipe))
         for override in overrides:
-            _apply_override(document, override)
+            apply_override(document, override)
         return cls.parse(document, str(recipe))
 
     @classmethod
@@ -119,7 +121,7 @@ class Recipe(_Section):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise UsageError("; ".join(_explain(cls, origin, item) for item in error.errors()[:3])) from None
+            raise UsageError(explain_errors(cls, origin, error)) from None
 
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, as it is saved with each output."""
@@ -153,7 +155,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def _apply_override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str) -> None:
     """Set `a.b.0.c=value` in place; the value is read as YAML."""
     path, found, text = override.partition("=")
     if not found or not path:
@@ -191,6 +193,11 @@ def _yaml_value(text: str, override: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise UsageError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def explain_errors(model: type[BaseModel], origin: str, error: ValidationError) -> str:
+    """The first three things wrong with a document, each named by its key."""
+    return "; ".join(_explain(model, origin, item) for item in error.errors()[:3])
 
 
 def _explain(model: type[BaseModel], origin: str, error: ErrorDetails) -> str:

@@ -35,6 +35,7 @@ NOT_UTF8 = "not UTF-8: "
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WILDCARD = re.compile(r"[*?[]")
+STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -72,7 +73,7 @@ def find_files(
     else:
         raise OrpoError(f"{path}: no such file or folder; a path is a file, folder, glob, URL or hub id")
     wanted = [file for file in files if pattern is None or _matches(file.name, pattern)]
-    kept = [file for file in wanted if not any(_matches(file.name, glob) for glob in exclude)]
+    kept = [file for file in wanted if not any(_matches(file.name, name) for name in exclude)]
     if not kept:
         raise OrpoError(_nothing_to_read(path, pattern, files, wanted))
     return sorted(kept, key=lambda file: file.name)
@@ -80,7 +81,7 @@ def find_files(
 
 def _nothing_to_read(path: str, pattern: str | None, files: list[RawFile], wanted: list[RawFile]) -> str:
     if wanted:
-        return f"{path}: {wanted[0].name} is not a file of this dataset's pairs; point `path` at the others"
+        return f"{path}: {wanted[0].name} is left out for this dataset, and there is no other file"
     if files:
         return f"{path}: no file matches files={pattern!r}, there is for example {files[0].name}"
     return f"{path}: no data files, looked for {' '.join(ENDINGS)}"
@@ -107,15 +108,16 @@ def _remote_files(url: str) -> list[RawFile]:
     """Copies in a temporary folder that goes with this process."""
     try:
         fs, root = url_to_fs(url)
-        if WILDCARD.search(root):
+        single = root.partition("?")[0]  # a web address may end with a query, so "?" is no wildcard here
+        if WILDCARD.search(single):
             base, found = _fixed_part(root), fs.glob(root)
-        elif not _ending(root) and fs.isdir(root):
+        elif not _ending(single) and fs.isdir(root):
             base, found = root, fs.find(root)
         else:
             if not fs.exists(root):
                 raise FileNotFoundError("no such file or folder")
-            _require_ending(root)
-            base, found = root.rpartition("/")[0], [root]
+            _require_ending(single)
+            base, found = single.rpartition("/")[0], [root]
         names = [file.removeprefix(base).lstrip("/").partition("?")[0] for file in found]
         remote = [(name, file) for name, file in zip(names, found, strict=True) if _is_data(name)]
         folder = Path(tempfile.mkdtemp(prefix="orpo-source-"))
@@ -162,8 +164,8 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _ending(name: str) -> str | None:
-    """Which of ENDINGS `name` has; a URL's query does not count."""
-    return next((ending for ending in ENDINGS if name.partition("?")[0].lower().endswith(ending)), None)
+    """Which of ENDINGS `name` has."""
+    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
 
 
 def _require_ending(path: str) -> None:
@@ -240,6 +242,8 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
         else:
             data.seek(0)
             yield from pa.ipc.open_stream(data)
+            if data.read_at(8, data.size() - 8) != STREAM_END:
+                raise EOFError("no end of stream: the file was cut short")
 
 
 def _json_records(file: RawFile, whole: bool) -> Iterator[tuple[int, str]]:

@@ -11,7 +11,7 @@ SCHEMA = PAIRS
 EXCLUDE = ("**/red-team-attempts/**", "**/red[-_]team[-_]attempts*")  # dialogues with ratings, no preferences
 COLUMNS = {"chosen": ("chosen",), "rejected": ("rejected",)}
 
-LABEL = re.compile(r"(?:\A|\r?\n\r?\n)(Human|Hum|Assistant):")  # "Hum:" is a typo that occurs upstream
+LABEL = re.compile(r"\n\r?\n(Human|Hum|Assistant):")  # "Hum:" is a typo that occurs upstream
 ROLES = {"Human": "user", "Hum": "user", "Assistant": "assistant"}
 
 
@@ -24,11 +24,11 @@ def parse_transcript(transcript: str) -> list[Turn]:
     Raises:
         Unparsable: no label at all, or text before the first one.
     """
-    before, *parts = LABEL.split(transcript)
+    before, *parts = LABEL.split("\n\n" + transcript)
     if not parts:
         raise Unparsable(f"no 'Human:' or 'Assistant:' label in {_excerpt(transcript)}")
     if before.strip():
-        raise Unparsable(f"text before the first label: {_excerpt(before)}")
+        raise Unparsable(f"text before the first label: {_excerpt(before.strip())}")
     return [
         {"role": ROLES[label], "content": content.strip()}
         for label, content in zip(parts[::2], parts[1::2], strict=True)

@@ -28,7 +28,8 @@ def parse(record: Any, columns: Mapping[str, str]) -> dict[str, Any]:
 
 def _completion(value: Any, where: str) -> dict[str, Any]:
     fields = _object(value, where)
-    annotations = _object(fields.get("annotations") or {}, f"{where}.annotations")
+    annotations = fields.get("annotations")
+    annotations = {} if annotations is None else _object(annotations, f"{where}.annotations")
     return {
         "model": _optional_text(fields, "model", where),
         "response": text(fields.get("response"), f"{where}.response"),

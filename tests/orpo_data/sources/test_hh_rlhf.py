@@ -158,9 +158,11 @@ def test_red_team_attempts_are_left_out():
     assert set(ROLES.values()) == {"user", "assistant"}
 
 
-# subset -> rows, answered alike, histories that part early, roles not alternating, last turn empty
-COUNTED = {
-    "harmless-base": (1515, 0, 0, 0, 0),
+COUNTED = {  # rows, identical sides, histories that differ, roles that do not alternate, empty last turns
+    "harmless-base": (1515, 0, 5, 8, 3),
+    "helpful-base": (1571, 1, 6, 7, 4),
+    "helpful-online": (750, 2, 2, 0, 3),
+    "helpful-rejection-sampled": (1876, 23, 2, 2, 0),
 }
 
 

@@ -1,0 +1,83 @@
+"""What a run shows on Prefect's pages: counts, digests, figures and the curves. No text from the data."""
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+
+LARGEST_PICTURE = 300_000
+"""Bytes: a picture travels inside the artifact, which Prefect keeps in its database."""
+
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>])")
+
+
+def artifact_key(name: str, what: str) -> str:
+    """Lower case, digits and dashes, as Prefect wants them: "My run" and "stages" give `my-run-stages`."""
+    return "-".join(re.findall(r"[a-z0-9]+", f"{name} {what}".lower()))
+
+
+def escape(text: object) -> str:
+    """`text` on one line, that neither markdown nor HTML gives a meaning to."""
+    return MARKDOWN.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def publish_stages(name: str, reports: Sequence[dict[str, Any]]) -> None:
+    """Rows in and out, drops by reason, and the digest of each data stage."""
+    create_markdown_artifact(stages_page(name, reports), artifact_key(name, "stages"), "Rows of every stage")
+
+
+def publish_evaluation(name: str, model: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """The metrics before and after training, and where the model lies."""
+    page = evaluation_page(name, model, evaluation)
+    create_markdown_artifact(page, artifact_key(name, "evaluation"), "Held-out pairs, before and after training")
+
+
+def publish_curves(name: str, picture: Path) -> None:
+    """The training curves as a picture."""
+    content = picture.read_bytes()
+    if len(content) <= LARGEST_PICTURE:
+        url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        create_image_artifact(url, artifact_key(name, "curves"), f"Training curves, {picture}")
+
+
+def stages_page(name: str, reports: Sequence[dict[str, Any]]) -> str:
+    rows = (
+        (
+            report["stage"],
+            f"{report['rows_in']:,}",
+            f"{report['rows_out']:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items()),
+            f"{report['seconds']:.1f} s" if report["ran"] else "unchanged",
+            report["content_hash"][:12],
+            report["path"],
+        )
+        for report in reports
+    )
+    head = ("stage", "rows in", "rows out", "dropped", "took", "content", "written to")
+    return f"# {escape(name)}\n\n{_table(head, rows)}\n"
+
+
+def evaluation_page(name: str, model: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    result = evaluation["result"]
+    before = result["before"] or {}
+    rows = (
+        (metric, f"{before[metric]:.4f}" if metric in before else "", f"{after:.4f}")
+        for metric, after in result["after"].items()
+    )
+    places = (
+        (what, report["path"], report["content_hash"][:12])
+        for what, report in (("model", model), ("evaluation", evaluation))
+    )
+    return (
+        f"# {escape(name)}\n\n{_table((f'{result["pairs"]} held-out pairs', 'before', 'after'), rows)}\n\n"
+        f"{_table(('', 'written to', 'content'), places)}\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([escape(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,47 @@
+"""What is worth another try: a fault of the network, and nothing that the user has to mend."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+log = logging.getLogger(__name__)
+
+PASSING_STATUS = {408, 429, 500, 502, 503, 504}
+"""HTTP: request timeout, too many requests, and what a server answers while it is out of order."""
+
+NETWORK_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, httpx.TransportError)
+
+
+def is_network_fault(error: BaseException) -> bool:
+    """Whether `error`, or one that led to it, came from the network. Asked for offline mode is no fault."""
+    causes = list(_causes(error))
+    if any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in causes):
+        return False
+    return any(isinstance(cause, NETWORK_ERRORS) or _status(cause) in PASSING_STATUS for cause in causes)
+
+
+def retry_on_network_fault(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's retry condition: `state.data` is the error that the task raised."""
+    error = state.data
+    retry = isinstance(error, BaseException) and is_network_fault(error)
+    if retry:
+        log.warning("%s: the network failed, trying again: %s", run.name, " ".join(str(error).split()))
+    return retry
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those it was raised from; also where `raise ... from None` hides them from the user."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of the errors of httpx, requests, the hub (`response`), and of aiohttp (`status`)."""
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", None) or getattr(error, "status", None)

@@ -1,0 +1,174 @@
+"""The stages as Prefect tasks, and the flows that run them.
+
+A task's body is a few lines around the stage function that the command line calls too. Tasks hand on paths and digests,
+never tables; whether a stage has to run is for its manifest to say, so Prefect's own cache is off.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import Task
+
+from flows.artifacts import publish_curves, publish_evaluation, publish_stages
+from flows.network import retry_on_network_fault
+from flows.progress import log_progress
+from orpo_data.errors import UsageError
+from pipelines import stages
+from pipelines.console import report_json
+from pipelines.layout import Layout
+from pipelines.recipe import Recipe
+
+Report = dict[str, Any]
+"""A stage's report as plain values: path, digests, counts."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRY_DELAYS = [5.0, 30.0]
+SOURCES_AT_ONCE = 4
+
+
+def stage_task(run_name: str, *, network: bool = False) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A task that runs a stage; `network`: it may read from the hub, so a fault of the network is tried again."""
+    return task(
+        task_run_name=run_name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_DELAYS) if network else 0,
+        retry_delay_seconds=RETRY_DELAYS if network else None,
+        retry_condition_fn=retry_on_network_fault if network else None,
+    )
+
+
+@stage_task("ingest-{source}", network=True)
+def ingest(source: str, recipe: dict[str, Any], output: str) -> Report:
+    """Raw files of one source to rows."""
+    settings = Recipe.parse(recipe)
+    config = next(config for config in settings.sources if config.label == source)
+    return report_json(stages.ingest(config, settings, Path(output), log_progress(f"ingest {source}")))
+
+
+@stage_task("binarize")
+def binarize(ingested: list[Report], recipe: dict[str, Any], output: str) -> Report:
+    """Every source's rows to pairs."""
+    folders = [Path(report["path"]) for report in ingested]
+    return report_json(stages.binarize(folders, Recipe.parse(recipe), Path(output), log_progress("binarize")))
+
+
+@stage_task("clean")
+def clean(previous: Report, recipe: dict[str, Any], output: str) -> Report:
+    """Pairs that keep every structural rule."""
+    inputs = Path(previous["path"])
+    return report_json(stages.clean(inputs, Recipe.parse(recipe), Path(output), log_progress("clean")))
+
+
+@stage_task("split")
+def split(previous: Report, recipe: dict[str, Any], output: str) -> Report:
+    """Pairs to a train and an eval side."""
+    inputs = Path(previous["path"])
+    return report_json(stages.split(inputs, Recipe.parse(recipe), Path(output), log_progress("split")))
+
+
+@stage_task("tokenize", network=True)
+def tokenize(previous: Report, recipe: dict[str, Any], output: str) -> Report:
+    """Pairs to token ids."""
+    inputs = Path(previous["path"])
+    return report_json(stages.tokenize(inputs, Recipe.parse(recipe), Path(output), log_progress("tokenize")))
+
+
+@stage_task("train", network=True)
+def train(dataset: str, recipe: dict[str, Any], output: str) -> Report:
+    """Token ids to a trained model."""
+    from pipelines.training import train_model
+
+    settings = Recipe.parse(recipe)
+    assert settings.train is not None
+    show_progress = sys.stderr.isatty()  # a bar is for people, not for the log of a scheduled run
+    report = train_model(Path(dataset), settings.train, Path(output), job=settings.name, show_progress=show_progress)
+    return report_json(report)
+
+
+@stage_task("evaluate", network=True)
+def evaluate(model: Report, dataset: str, recipe: dict[str, Any], output: str) -> Report:
+    """A trained model's figures on the held-out pairs; the sample answers stay in the folder."""
+    from pipelines.evaluation import evaluate_model
+
+    settings = Recipe.parse(recipe)
+    folders = Path(model["path"]), Path(dataset), Path(output)
+    report = evaluate_model(*folders, settings.evaluate, job=settings.name)
+    result = {name: report.result[name] for name in ("pairs", "before", "after")}
+    return report_json(report) | {"result": result}
+
+
+@flow(name="orpo-prepare", task_runner=ThreadPoolTaskRunner(max_workers=SOURCES_AT_ONCE), persist_result=False)
+def prepare_flow(recipe: str, overrides: list[str] | None = None, output: str | None = None) -> dict[str, Any]:
+    """The data part: raw files to token ids.
+
+    Args:
+        recipe: a recipe file, or the name of a ready recipe; read when the flow runs.
+        overrides: `key.path=value`, as `--set` has them.
+        output: folder of the run, by default runs/NAME.
+
+    Returns:
+        `stages`: a report for each data stage, in order.
+    """
+    settings, place = _read(recipe, overrides, output)
+    return {"stages": _prepare(settings, place)}
+
+
+@flow(name="orpo-train", persist_result=False)
+def train_flow(recipe: str, overrides: list[str] | None = None, output: str | None = None) -> dict[str, Any]:
+    """Train and evaluate on what `prepare_flow` has written; arguments as there.
+
+    Returns:
+        The reports `model` and `evaluation`.
+    """
+    settings, place = _read(recipe, overrides, output)
+    if settings.train is None:
+        raise UsageError(f"{recipe}: has no `train` section")
+    return _train(settings, place)
+
+
+@flow(name="orpo-run", task_runner=ThreadPoolTaskRunner(max_workers=SOURCES_AT_ONCE), persist_result=False)
+def run_flow(recipe: str, overrides: list[str] | None = None, output: str | None = None) -> dict[str, Any]:
+    """The whole pipeline; arguments as for `prepare_flow`. Without a `train` section it ends with the token ids.
+
+    Returns:
+        `stages`, and the reports `model` and `evaluation` where there was training.
+    """
+    settings, place = _read(recipe, overrides, output)
+    result: dict[str, Any] = {"stages": _prepare(settings, place)}
+    return result | (_train(settings, place) if settings.train else {})
+
+
+def _read(recipe: str, overrides: list[str] | None, output: str | None) -> tuple[Recipe, Layout]:
+    settings = Recipe.read(recipe, overrides or [])
+    return settings, Layout(output or Path("runs") / settings.name)
+
+
+def _prepare(settings: Recipe, place: Layout) -> list[Report]:
+    recipe = settings.resolved()
+    labels = [source.label for source in settings.sources]
+    running = [ingest.submit(label, recipe, str(place.ingest(label))) for label in labels]
+    ingested = [future.result() for future in running]
+    binarized = binarize(ingested, recipe, str(place.binarize))
+    cleaned = clean(binarized, recipe, str(place.clean))
+    parted = split(cleaned, recipe, str(place.split))
+    tokenized = tokenize(parted, recipe, str(place.tokenize))
+    reports = [*ingested, binarized, cleaned, parted, tokenized]
+    publish_stages(settings.name, reports)
+    return reports
+
+
+def _train(settings: Recipe, place: Layout) -> dict[str, Report]:
+    recipe, dataset = settings.resolved(), str(place.tokenize)
+    model = train(dataset, recipe, str(place.model))
+    publish_curves(settings.name, place.model / "curves.png")
+    evaluation = evaluate(model, dataset, recipe, str(place.evaluate))
+    publish_evaluation(settings.name, model, evaluation)
+    return {"model": model, "evaluation": evaluation}

@@ -1,0 +1,146 @@
+"""How pages for people are drawn: templates that escape everything, and charts as plain SVG.
+
+The pages hold no script and load nothing. The same figures give the same bytes.
+"""
+
+import html
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+PAGES = Path(__file__).parent / "pages"
+CHART_WIDTH, CHART_HEIGHT = 520, 130
+BINS = 40
+ELLIPSIS = "…"
+
+Numbers = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One or more distributions over the same bins, in the coordinates of the drawing."""
+
+    areas: dict[str, str]  # name of a series -> its outline as an SVG path
+    ticks: list[tuple[float, str]]  # place on the x axis, label
+    zero: float | None  # where 0 lies, if it is inside
+    peak: int  # values in the fullest bin
+    summary: dict[str, dict[str, float]]  # name of a series -> its median, 95th percentile and maximum
+    left_out: int = 0  # values that are not finite
+
+
+def length_histogram(series: Mapping[str, Numbers]) -> Histogram | None:
+    """Lengths (whole numbers >= 0) over a logarithmic axis, because they are heavy-tailed; None if there are none."""
+    values = np.concatenate(list(series.values()))
+    if not len(values):
+        return None
+    low, high = int(values.min()), int(values.max()) + 1
+    edges = np.unique(np.round(np.expm1(np.linspace(np.log1p(low), np.log1p(high), BINS + 1))))
+    marks = [digit * 10**power for power in range(len(str(high))) for digit in (1, 2, 5)]
+    inside = [mark for mark in marks if low <= mark <= high]
+    if len(inside) > 7:
+        inside = [mark for mark in inside if str(mark)[0] == "1"]
+    return _draw(series, edges, [(mark, f"{mark:,}") for mark in inside or sorted({low, high - 1})], np.log1p)
+
+
+def margin_histogram(series: Mapping[str, Sequence[float | None]]) -> Histogram | None:
+    """Real numbers over a linear axis with 0 between two bins; None if none is finite."""
+    everything = {name: np.asarray(values, dtype=float) for name, values in series.items()}
+    finite = {name: values[np.isfinite(values)] for name, values in everything.items()}
+    values = np.concatenate(list(finite.values()))
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    width = _round_step(max(high - low, 1e-6 * max(-low, high), 1e-3), BINS)  # wide enough for distinct edges
+    edges = width * np.arange(math.floor(low / width), math.floor(high / width) + 2)
+    step = _round_step(float(edges[-1] - edges[0]), 8)
+    marks = [step * n for n in range(math.ceil(edges[0] / step), math.floor(edges[-1] / step) + 1)]
+    left_out = sum(map(len, everything.values())) - len(values)
+    return _draw(finite, edges, [(mark, f"{mark:g}") for mark in marks], lambda value: value, left_out)
+
+
+def _round_step(span: float, most: int) -> float:
+    """The smallest of 1, 2, 5 x 10^n that divides `span` into at most `most` parts."""
+    power: float = 10.0 ** math.floor(math.log10(span / most))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power * most >= span * (1 - 1e-9))
+
+
+def _draw(
+    series: Mapping[str, Numbers],
+    edges: Numbers,
+    ticks: Sequence[tuple[float, str]],
+    scale: Callable[[Any], Any],
+    left_out: int = 0,
+) -> Histogram:
+    low, high = scale(edges[0]), scale(edges[-1])
+
+    def place(value: Any) -> Any:
+        return (scale(value) - low) / (high - low) * CHART_WIDTH
+
+    counts = {name: np.histogram(values, edges)[0] for name, values in series.items()}
+    peak = max(int(count.max()) for count in counts.values())
+    return Histogram(
+        areas={name: _outline(place(edges), count / peak * CHART_HEIGHT) for name, count in counts.items()},
+        ticks=[(float(place(value)), label) for value, label in ticks],
+        zero=float(place(0)) if edges[0] < 0 < edges[-1] else None,
+        peak=peak,
+        summary={name: _summary(values) for name, values in series.items() if len(values)},
+        left_out=left_out,
+    )
+
+
+def _outline(edges: Numbers, heights: Numbers) -> str:
+    """A filled staircase: up and along for every bin, then down to the axis."""
+    steps = [f"V{CHART_HEIGHT - height:.1f}H{right:.1f}" for right, height in zip(edges[1:], heights, strict=True)]
+    return f"M{edges[0]:.1f},{CHART_HEIGHT}{''.join(steps)}V{CHART_HEIGHT}Z"
+
+
+def _summary(values: Numbers) -> dict[str, float]:
+    median, high = np.percentile(values, [50, 95])
+    return {"median": float(median), "95 %": float(high), "max": float(values.max())}
+
+
+def shorten(text: object, limit: int) -> str:
+    """At most `limit` characters of a text, its beginning and its end: a transcript's last turn matters most."""
+    whole = str(text)
+    if len(whole) <= limit:
+        return whole
+    half = limit // 2
+    return f"{whole[:half]} {ELLIPSIS} ({len(whole) - 2 * half:,} characters left out) {ELLIPSIS} {whole[-half:]}"
+
+
+def markdown(text: object) -> Markup:
+    """A text as one line of Markdown, in a table too, that means nothing but itself."""
+    line = html.escape(" ".join(str(text).split()), quote=False).replace("|", "&#124;")
+    return Markup(re.sub(r"([\\`*_\[\]~$])", r"\\\1", line))
+
+
+def _thousands(number: float, digits: int = 0) -> str:
+    return f"{number:,.{digits}f}"
+
+
+def render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"thousands": _thousands, "shorten": shorten, "markdown": markdown}
+    environment.globals |= {"chart_width": CHART_WIDTH, "chart_height": CHART_HEIGHT}
+    return environment

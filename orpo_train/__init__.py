@@ -1,0 +1,1 @@
+"""Shards in, model out. Walk it as batching -> model -> logprobs -> objectives -> loop."""

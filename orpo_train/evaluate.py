@@ -1,0 +1,151 @@
+"""How a model judges held-out pairs, and what it answers."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from orpo_data.errors import OrpoError
+from orpo_train.batching import IntArray, NllScope, PairDataset, collate
+from orpo_train.model import PairLogps, SequenceScorer, check_fits, load_model, pair_logps
+from orpo_train.objectives import log_odds
+
+FloatArray = npt.NDArray[np.float32]
+Precision = Literal["fp32", "bf16"]
+PAIRS_PER_PASS = 8
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """One value for each pair, in the order the pairs were given."""
+
+    chosen: FloatArray  # mean log-probability of the response tokens
+    rejected: FloatArray
+    nll_sum: FloatArray
+    nll_tokens: FloatArray
+    log_odds_ratio: FloatArray  # log odds of chosen minus log odds of rejected
+
+
+def score_pairs(scorer: torch.nn.Module, data: PairDataset, pairs: IntArray, scope: NllScope) -> PairScores:
+    """Score pairs without gradient, pairs of like length together."""
+    device = next(scorer.parameters()).device
+    order = np.argsort(data.lengths["chosen"][pairs] + data.lengths["rejected"][pairs], kind="stable")
+    rows: list[Tensor] = []
+    training = scorer.training
+    scorer.eval()
+    with torch.no_grad():
+        for start in range(0, len(order), PAIRS_PER_PASS):
+            batch = collate(data, pairs[order[start : start + PAIRS_PER_PASS]], scope).to(device)
+            rows.append(_columns(pair_logps(scorer(batch), batch)).cpu())
+    scorer.train(training)
+    scores = np.empty((len(order), 5), np.float32)
+    if rows:
+        scores[order] = torch.cat(rows).numpy()
+    return PairScores(*scores.T)
+
+
+def _columns(logps: PairLogps) -> Tensor:
+    """[pairs, 5] in the order of PairScores."""
+    ratio = log_odds(logps.chosen) - log_odds(logps.rejected)
+    return torch.stack([logps.chosen, logps.rejected, logps.nll_sum, logps.nll_tokens, ratio], dim=1).float()
+
+
+def summarise(scores: PairScores) -> dict[str, float]:
+    """Means over the pairs; `pair_accuracy` is the share of pairs whose chosen answer is the likelier one."""
+    margins = scores.chosen - scores.rejected
+    return {
+        "pair_accuracy": float((margins > 0).mean()),
+        "margin": float(margins.mean()),
+        "log_odds_ratio": float(scores.log_odds_ratio.mean()),
+        "nll": float((scores.nll_sum / scores.nll_tokens).mean()),
+        "logps_chosen": float(scores.chosen.mean()),
+        "logps_rejected": float(scores.rejected.mean()),
+    }
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    """Greedy answers to prompts of token ids, one at a time."""
+    answers = []
+    device = next(model.parameters()).device
+    model.eval()
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)], device=device)
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+        answers.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
+    return answers
+
+
+def evaluate(
+    model_dir: Path,
+    base_model: Path | None,
+    table: pa.Table,
+    *,
+    nll_scope: NllScope = "response",
+    precision: Precision = "fp32",
+    samples: int = 4,
+    max_new_tokens: int = 128,
+) -> dict[str, Any]:
+    """Figures of a model on TOKENIZED pairs, beside those of the model it was trained from.
+
+    Returns plain JSON values: `before` and `after` (see `summarise`), `per_pair` log odds ratios by id, and `samples`
+    with the answers of both models to the first prompts.
+    """
+    data = PairDataset(table)
+    prompts = [data.ids(pair, "chosen")[: data.prompt_len(pair)].tolist() for pair in range(min(samples, len(data)))]
+    after, answers_after = _judge(model_dir, data, prompts, nll_scope, precision, max_new_tokens)
+    before, answers_before = (
+        _judge(base_model, data, prompts, nll_scope, precision, max_new_tokens) if base_model else (None, None)
+    )
+    return {
+        "model": model_dir.name,
+        "base_model": base_model.name if base_model else None,
+        "pairs": len(data),
+        "before": summarise(before) if before else None,
+        "after": summarise(after),
+        "per_pair": {
+            "id": table["id"].to_pylist(),
+            "before_margin": before.log_odds_ratio.tolist() if before else None,
+            "after_margin": after.log_odds_ratio.tolist(),
+        },
+        "samples": [
+            {"id": table["id"][i].as_py(), "before": answers_before[i] if answers_before else None, "after": answer}
+            for i, answer in enumerate(answers_after)
+        ],
+    }
+
+
+def _judge(
+    folder: Path, data: PairDataset, prompts: list[list[int]], scope: NllScope, precision: Precision, new_tokens: int
+) -> tuple[PairScores, list[str]]:
+    """Scores and sample answers of the model in `folder`; the model is gone from memory afterwards."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(folder).to(device)
+    check_fits(model, data)
+    with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
+        scores = score_pairs(SequenceScorer(model), data, np.arange(len(data)), scope)
+        answers = generate(model, load_tokenizer(folder), prompts, new_tokens) if prompts else []
+    return scores, answers
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a local model folder; OrpoError if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise OrpoError(f"{folder}: has no tokenizer: {str(error).strip().splitlines()[0]}") from None

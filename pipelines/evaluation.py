@@ -1,0 +1,150 @@
+"""The evaluation stage: a trained model and held-out pairs in, figures and a page out."""
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from orpo_data import provenance
+from orpo_data.errors import OrpoError
+from orpo_data.events import Recorder
+from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
+from orpo_data.report import evaluation_page
+from orpo_data.shards import commit_folder, read_table, refuse_foreign_folder, remove_folder
+from orpo_data.stage import dataset_input, why_run
+from orpo_data.verification import content_hash
+from orpo_train.evaluate import evaluate
+from pipelines.recipe import EvaluateConfig
+from pipelines.training import fetch_model, model_fingerprint
+
+log = logging.getLogger(__name__)
+
+CODE_VERSION = 1
+RESULT_NAME = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What the evaluation stage returns; `result` is evaluation.json."""
+
+    path: Path
+    fingerprint: str
+    content_hash: str
+    ran: bool
+    why: str
+    result: dict[str, Any]
+    seconds: float = field(compare=False)
+
+
+def evaluate_model(
+    model_dir: Path, dataset: Path, output: Path, settings: EvaluateConfig | None = None, *, job: str = "orpo"
+) -> EvaluationReport:
+    """Score the eval split under the model and under the model it was trained from; write JSON and a page."""
+    started = time.monotonic()
+    settings = settings or EvaluateConfig()
+    refuse_foreign_folder(output)
+    data = read_manifest(dataset)
+    if "eval" not in data.splits:
+        raise OrpoError(f"{dataset}: has no eval split to judge a model on")
+    table = read_table(dataset, "eval")
+    if not len(table):
+        raise OrpoError(f"{dataset}: the eval split is empty; raise split.eval_fraction")
+    inputs, base, nll_scope = _model_inputs(model_dir, output)
+    inputs.append(dataset_input(dataset, output))
+    key = {
+        "stage": "evaluate",
+        "version": CODE_VERSION,
+        "inputs": [item.fingerprint for item in inputs],
+        "config": settings.model_dump(mode="json"),
+    }
+    why = why_run(output, key)
+    if why:
+        log.info("evaluate: running, %s", why)
+        work = output.parent / f".{output.name}.partial"
+        remove_folder(work)
+        work.mkdir(parents=True)
+        with Recorder(job, "evaluate", work, output) as recorder:
+            recorder.start(inputs)
+            result = evaluate(
+                model_dir,
+                base,
+                table.slice(0, settings.max_pairs),
+                nll_scope=nll_scope,
+                samples=settings.samples,
+                max_new_tokens=settings.max_new_tokens,
+            )
+            result |= {"dataset": data.fingerprint}
+            (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            (work / "report.html").write_text(evaluation_page(result))
+            if (model_dir / "curves.png").exists():
+                shutil.copyfile(model_dir / "curves.png", work / "curves.png")
+            manifest = _manifest(key, inputs, settings, len(table))
+            recorder.complete(manifest)
+            commit_folder(work, output, manifest)
+    return _report(output, why, started)
+
+
+def _model_inputs(model_dir: Path, output: Path) -> tuple[list[Input], Path | None, str]:
+    """The model, the base model it was trained from (none for a foreign model), and the scope of its NLL."""
+    if not (model_dir / "config.json").is_file():
+        raise OrpoError(f"{model_dir}: no model folder (it has no config.json)")
+    path = provenance.relative_path(model_dir, output)
+    model = Input(name=model_dir.name, path=path, stage="train", fingerprint=model_fingerprint(model_dir))
+    if not (model_dir / "train.json").is_file():
+        return [model.model_copy(update={"path": None, "stage": None})], None, "response"
+    trained = read_manifest(model_dir)
+    config = trained.recipe["train"]
+    base = fetch_model(config["model"], config["revision"])
+    return [model, trained.inputs[1]], base, config["nll_scope"]
+
+
+def _manifest(key: dict[str, Any], inputs: list[Input], settings: EvaluateConfig, rows: int) -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        stage="evaluate",
+        fingerprint=digest(key),
+        content_hash=content_hash([], []),
+        key=key,
+        inputs=inputs,
+        rows_in=rows,
+        steps=[],
+        shards=[],
+        dropped=[],
+        files={},
+        recipe={"evaluate": settings.model_dump(mode="json")},
+        seed=None,
+        versions=provenance.package_versions(),
+        git_commit=provenance.git_commit(),
+    )
+
+
+def _report(output: Path, why: str, started: float) -> EvaluationReport:
+    manifest = read_manifest(output)
+    return EvaluationReport(
+        path=output,
+        fingerprint=manifest.fingerprint,
+        content_hash=manifest.content_hash,
+        ran=bool(why),
+        why=why or "unchanged",
+        result=json.loads((output / RESULT_NAME).read_text()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def evaluation_table(result: dict[str, Any]) -> Table:
+    """The metrics before and after training, side by side."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{result['pairs']} held-out pairs")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    for name, after in result["after"].items():
+        before = (result["before"] or {}).get(name)
+        known = before is not None
+        table.add_row(name, f"{before:.4f}" if known else "", f"{after:.4f}", f"{after - before:+.4f}" if known else "")
+    return table

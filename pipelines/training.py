@@ -1,0 +1,230 @@
+"""The training stage: a tokenized dataset and a base model in, a model folder out.
+
+While it runs, the work (with its checkpoints) lies in a hidden folder named after the fingerprint of everything the
+weights depend on, so an interrupted run goes on and a changed one starts afresh; the finished folder is moved to its
+place whole, with a manifest like any dataset's.
+"""
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from pydantic import ValidationError
+
+from orpo_data import provenance
+from orpo_data.chat import Chat
+from orpo_data.errors import OrpoError, UsageError
+from orpo_data.events import Recorder
+from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, Shard, digest, read_manifest
+from orpo_data.shards import commit_folder, file_sha256, list_files, read_table, refuse_foreign_folder
+from orpo_data.stage import dataset_input, why_run
+from orpo_data.verification import content_hash
+from orpo_train.config import TrainConfig
+from orpo_train.loop import train
+from pipelines.layout import Layout
+from pipelines.model_card import model_card
+from pipelines.recipe import Recipe, explain_errors
+
+log = logging.getLogger(__name__)
+
+CODE_VERSION = 1  # raised whenever the same configuration would train other weights
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What `orpo train` was asked for."""
+
+    name: str
+    dataset: Path
+    config: TrainConfig
+    output: Path
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What the training stage returns: `metrics` are the last evaluation's, or the last step's."""
+
+    path: Path
+    fingerprint: str
+    content_hash: str
+    ran: bool
+    why: str
+    metrics: dict[str, float]
+    seconds: float = field(compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"path": str(self.path)}
+
+    def summary(self) -> str:
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        took = f"{self.seconds:.0f} s" if self.ran else "unchanged"
+        return f"model  {self.path}  ({took})\n{figures}"
+
+
+def training_job(
+    recipe: str | None, dataset: Path | None, model: str | None, output: Path | None, overrides: list[str]
+) -> TrainingJob:
+    """A recipe's training run, or one of a dataset and a base model alone; `overrides` are `train.key=value`.
+
+    Raises UsageError when neither is given.
+    """
+    if recipe is not None:
+        if model is not None:
+            overrides = [*overrides, f"train.model={json.dumps(model)}"]
+        settings = Recipe.read(recipe, overrides)
+        if settings.train is None:
+            raise UsageError(f"{recipe}: has no `train` section")
+        place = Layout(output or Path("runs") / settings.name)
+        return TrainingJob(settings.name, dataset or place.tokenize, settings.train, place.model)
+    if dataset is None or model is None:
+        raise UsageError("orpo train: give a RECIPE, or --dataset DIR and --model M")
+    config = _config_from_overrides(model, overrides)
+    return TrainingJob("train", dataset, config, (output or dataset.parent) / "model")
+
+
+def train_model(
+    dataset: Path, config: TrainConfig, output: Path, *, job: str, show_progress: bool = False
+) -> ModelReport:
+    """Train into the model folder `output`, unless it holds the model of the same data, base and settings."""
+    started = time.monotonic()
+    refuse_foreign_folder(output)
+    data = read_manifest(dataset)
+    if data.stage != "tokenize":
+        raise OrpoError(f"{dataset}: is the output of {data.stage}, training needs the output of tokenize")
+    base = fetch_model(config.model, config.revision)
+    inputs = [
+        dataset_input(dataset, output),
+        Input(name=config.model, fingerprint=model_fingerprint(base), revision=config.revision),
+    ]
+    key = {
+        "stage": "train",
+        "version": CODE_VERSION,
+        "inputs": [item.fingerprint for item in inputs],
+        "config": config.model_dump(mode="json", by_alias=True, exclude={"model", "revision"}),
+    }
+    why = why_run(output, key)
+    if not why:
+        return _report(output, ran=False, why="unchanged", started=started)
+    log.info("train: running, %s", why)
+    work = output.parent / f".{output.name}.{digest(key)[:12]}.partial"
+    work.mkdir(parents=True, exist_ok=True)
+    with Recorder(job, "train", work, output) as recorder:
+        main_process = PartialState().is_main_process
+        if main_process:
+            recorder.start(inputs)
+        evaluation = read_table(dataset, "eval") if "eval" in data.splits else None
+        train(
+            config.model_copy(update={"model": str(base), "revision": None}),
+            read_table(dataset, "train"),
+            evaluation if evaluation is not None and len(evaluation) else None,
+            work,
+            data.fingerprint,
+            show_progress=show_progress,
+        )
+        if main_process:
+            _commit(dataset, work, output, key, inputs, config, recorder)
+        PartialState().wait_for_everyone()
+    return _report(output, ran=True, why=why, started=started)
+
+
+def fetch_model(model: str, revision: str | None) -> Path:
+    """The local folder of a base model; a hub id is downloaded once (weights as safetensors only)."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OrpoError(f"train.model: {model!r} is no local folder and cannot be had from the hub: {reason}") from None
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hash of a model folder's weights, configuration and tokenizer: contents, not times."""
+    own = {"_manifest.json", "_lineage.ndjson", "README.md", "metrics.jsonl", "curves.png", "train.json"}
+    return digest({name: file_sha256(folder / name) for name in list_files(folder) if name not in own})
+
+
+def _commit(
+    dataset: Path,
+    work: Path,
+    output: Path,
+    key: dict[str, Any],
+    inputs: list[Input],
+    config: TrainConfig,
+    recorder: Recorder,
+) -> None:
+    """Turn the finished work folder into the model folder."""
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    weights = [_weights_file(work, name) for name in list_files(work) if name.endswith(".safetensors")]
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        stage="train",
+        fingerprint=digest(key),
+        content_hash=content_hash(weights, []),
+        key=key,
+        inputs=inputs,
+        rows_in=0,
+        steps=[],
+        shards=weights,
+        dropped=[],
+        files={},
+        recipe={"train": config.model_dump(mode="json", by_alias=True)},
+        seed=config.seed,
+        versions=provenance.package_versions(),
+        git_commit=provenance.git_commit(),
+    )
+    save_tokenizer(dataset, work)
+    (work / "README.md").write_text(model_card(manifest, json.loads((work / "train.json").read_text())))
+    recorder.complete(manifest)
+    commit_folder(work, output, manifest)
+    for stale in output.parent.glob(f".{output.name}.*.partial"):
+        shutil.rmtree(stale)
+
+
+def save_tokenizer(dataset: Path, folder: Path) -> None:
+    """Put the tokenizer and the template that made a tokenized dataset beside the model trained on it."""
+    settings = read_manifest(dataset).recipe["tokenize"]
+    chat = Chat.load(settings["tokenizer"], settings["chat_template"], settings["revision"])
+    chat.tokenizer.chat_template = chat.template
+    chat.tokenizer.save_pretrained(folder)
+
+
+def _weights_file(folder: Path, name: str) -> Shard:
+    file = folder / name
+    size, sha256 = file.stat().st_size, file_sha256(file)
+    return Shard(path=name, split=None, rows=0, tokens=None, bytes=size, sha256=sha256)
+
+
+def _config_from_overrides(model: str, overrides: list[str]) -> TrainConfig:
+    from pipelines.recipe import apply_override
+
+    document: dict[str, Any] = {"train": {"model": model}}
+    for override in overrides:
+        apply_override(document, override)
+    try:
+        return TrainConfig.model_validate(document["train"])
+    except ValidationError as error:
+        raise UsageError(explain_errors(TrainConfig, "train", error)) from None
+
+
+def _report(output: Path, *, ran: bool, why: str, started: float) -> ModelReport:
+    manifest = read_manifest(output)
+    trained = json.loads((output / "train.json").read_text())
+    return ModelReport(
+        path=output,
+        fingerprint=manifest.fingerprint,
+        content_hash=manifest.content_hash,
+        ran=ran,
+        why=why,
+        metrics=trained["metrics"],
+        seconds=time.monotonic() - started,
+    )
