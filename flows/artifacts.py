@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 
 LARGEST_PICTURE = 300_000
 """Bytes: a picture travels inside the artifact, which Prefect keeps in its database."""
 
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>])")
+MARKDOWN = re.compile(r"([\\`*_\[\]!|~])")
 
 
 def artifact_key(name: str, what: str) -> str:
@@ -37,11 +37,8 @@ def publish_evaluation(name: str, model: dict[str, Any], evaluation: dict[str, A
 
 
 def publish_curves(name: str, picture: Path) -> None:
-    """The training curves as a picture."""
-    content = picture.read_bytes()
-    if len(content) <= LARGEST_PICTURE:
-        url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        create_image_artifact(url, artifact_key(name, "curves"), f"Training curves, {picture}")
+    """The training curves; on a page, since Prefect's artifact for pictures prints the whole address below them."""
+    create_markdown_artifact(curves_page(name, picture), artifact_key(name, "curves"), "Training curves")
 
 
 def stages_page(name: str, reports: Sequence[dict[str, Any]]) -> str:
@@ -72,10 +69,14 @@ def evaluation_page(name: str, model: dict[str, Any], evaluation: dict[str, Any]
         (what, report["path"], report["content_hash"][:12])
         for what, report in (("model", model), ("evaluation", evaluation))
     )
-    return (
-        f"# {escape(name)}\n\n{_table((f'{result["pairs"]} held-out pairs', 'before', 'after'), rows)}\n\n"
-        f"{_table(('', 'written to', 'content'), places)}\n"
-    )
+    metrics = _table((f"{result['pairs']:,} held-out pairs", "before", "after"), rows)
+    return f"# {escape(name)}\n\n{metrics}\n\n{_table(('', 'written to', 'content'), places)}\n"
+
+
+def curves_page(name: str, picture: Path) -> str:
+    content = picture.read_bytes()
+    shown = f"![Training curves](data:image/png;base64,{base64.b64encode(content).decode()})\n\n"
+    return f"# {escape(name)}\n\n{shown if len(content) <= LARGEST_PICTURE else ''}{escape(picture)}\n"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
@@ -14,15 +14,12 @@ log = logging.getLogger(__name__)
 PASSING_STATUS = {408, 429, 500, 502, 503, 504}
 """HTTP: request timeout, too many requests, and what a server answers while it is out of order."""
 
-NETWORK_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, httpx.TransportError)
+NETWORK_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, HTTPError)
 
 
 def is_network_fault(error: BaseException) -> bool:
-    """Whether `error`, or one that led to it, came from the network. Asked for offline mode is no fault."""
-    causes = list(_causes(error))
-    if any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in causes):
-        return False
-    return any(isinstance(cause, NETWORK_ERRORS) or _status(cause) in PASSING_STATUS for cause in causes)
+    """Whether `error`, or one that led to it, is a fault of the network that may pass."""
+    return any(_may_pass(cause) for cause in _causes(error))
 
 
 def retry_on_network_fault(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -41,7 +38,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException) -> int | None:
-    """The HTTP status of the errors of httpx, requests, the hub (`response`), and of aiohttp (`status`)."""
-    response = getattr(error, "response", None)
-    return getattr(response, "status_code", None) or getattr(error, "status", None)
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, OfflineModeIsEnabled):  # asked for by the user
+        return False
+    response = getattr(error, "response", None)  # of httpx, requests and the hub; aiohttp has `status`
+    status = getattr(response, "status_code", None) or getattr(error, "status", None)
+    return status in PASSING_STATUS if status else isinstance(error, NETWORK_ERRORS)

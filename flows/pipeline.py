@@ -11,15 +11,13 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
 from flows.artifacts import publish_curves, publish_evaluation, publish_stages
+from flows.logs import log_progress, show_stage_logs
 from flows.network import retry_on_network_fault
-from flows.progress import log_progress
 from orpo_data.errors import UsageError
 from pipelines import stages
-from pipelines.console import report_json
 from pipelines.layout import Layout
 from pipelines.recipe import Recipe
 
@@ -29,8 +27,7 @@ Report = dict[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RETRY_DELAYS = [5.0, 30.0]
-SOURCES_AT_ONCE = 4
+RETRY_DELAYS = [5.0, 20.0]  # seconds; the hub's client tries again by itself before
 
 
 def stage_task(run_name: str, *, network: bool = False) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -45,40 +42,45 @@ def stage_task(run_name: str, *, network: bool = False) -> Callable[[Callable[P,
     )
 
 
+def as_values(report: object) -> Report:
+    """Any stage's report as plain values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(report).items()}
+
+
 @stage_task("ingest-{source}", network=True)
 def ingest(source: str, recipe: dict[str, Any], output: str) -> Report:
     """Raw files of one source to rows."""
     settings = Recipe.parse(recipe)
     config = next(config for config in settings.sources if config.label == source)
-    return report_json(stages.ingest(config, settings, Path(output), log_progress(f"ingest {source}")))
+    return as_values(stages.ingest(config, settings, Path(output), log_progress(f"ingest {source}")))
 
 
 @stage_task("binarize")
 def binarize(ingested: list[Report], recipe: dict[str, Any], output: str) -> Report:
     """Every source's rows to pairs."""
     folders = [Path(report["path"]) for report in ingested]
-    return report_json(stages.binarize(folders, Recipe.parse(recipe), Path(output), log_progress("binarize")))
+    return as_values(stages.binarize(folders, Recipe.parse(recipe), Path(output), log_progress("binarize")))
 
 
 @stage_task("clean")
 def clean(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs that keep every structural rule."""
     inputs = Path(previous["path"])
-    return report_json(stages.clean(inputs, Recipe.parse(recipe), Path(output), log_progress("clean")))
+    return as_values(stages.clean(inputs, Recipe.parse(recipe), Path(output), log_progress("clean")))
 
 
 @stage_task("split")
 def split(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs to a train and an eval side."""
     inputs = Path(previous["path"])
-    return report_json(stages.split(inputs, Recipe.parse(recipe), Path(output), log_progress("split")))
+    return as_values(stages.split(inputs, Recipe.parse(recipe), Path(output), log_progress("split")))
 
 
 @stage_task("tokenize", network=True)
 def tokenize(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs to token ids."""
     inputs = Path(previous["path"])
-    return report_json(stages.tokenize(inputs, Recipe.parse(recipe), Path(output), log_progress("tokenize")))
+    return as_values(stages.tokenize(inputs, Recipe.parse(recipe), Path(output), log_progress("tokenize")))
 
 
 @stage_task("train", network=True)
@@ -90,7 +92,7 @@ def train(dataset: str, recipe: dict[str, Any], output: str) -> Report:
     assert settings.train is not None
     show_progress = sys.stderr.isatty()  # a bar is for people, not for the log of a scheduled run
     report = train_model(Path(dataset), settings.train, Path(output), job=settings.name, show_progress=show_progress)
-    return report_json(report)
+    return as_values(report)
 
 
 @stage_task("evaluate", network=True)
@@ -102,10 +104,10 @@ def evaluate(model: Report, dataset: str, recipe: dict[str, Any], output: str) -
     folders = Path(model["path"]), Path(dataset), Path(output)
     report = evaluate_model(*folders, settings.evaluate, job=settings.name)
     result = {name: report.result[name] for name in ("pairs", "before", "after")}
-    return report_json(report) | {"result": result}
+    return as_values(report) | {"result": result}
 
 
-@flow(name="orpo-prepare", task_runner=ThreadPoolTaskRunner(max_workers=SOURCES_AT_ONCE), persist_result=False)
+@flow(name="orpo-prepare", persist_result=False)
 def prepare_flow(recipe: str, overrides: list[str] | None = None, output: str | None = None) -> dict[str, Any]:
     """The data part: raw files to token ids.
 
@@ -134,7 +136,7 @@ def train_flow(recipe: str, overrides: list[str] | None = None, output: str | No
     return _train(settings, place)
 
 
-@flow(name="orpo-run", task_runner=ThreadPoolTaskRunner(max_workers=SOURCES_AT_ONCE), persist_result=False)
+@flow(name="orpo-run", persist_result=False)
 def run_flow(recipe: str, overrides: list[str] | None = None, output: str | None = None) -> dict[str, Any]:
     """The whole pipeline; arguments as for `prepare_flow`. Without a `train` section it ends with the token ids.
 
@@ -147,6 +149,7 @@ def run_flow(recipe: str, overrides: list[str] | None = None, output: str | None
 
 
 def _read(recipe: str, overrides: list[str] | None, output: str | None) -> tuple[Recipe, Layout]:
+    show_stage_logs()
     settings = Recipe.read(recipe, overrides or [])
     return settings, Layout(output or Path("runs") / settings.name)
 

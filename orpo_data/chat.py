@@ -33,10 +33,10 @@ def find_template(name_or_path: str) -> str:
     if name_or_path in template_names():
         return (TEMPLATE_FOLDER / f"{name_or_path}.jinja").read_text()
     try:
-        return Path(name_or_path).read_text()
-    except OSError:
+        return Path(name_or_path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
         raise UsageError(
-            f"tokenize.chat_template: {name_or_path!r} is neither one of {', '.join(template_names())} nor a file"
+            f"tokenize.chat_template: {name_or_path!r} is neither one of {', '.join(template_names())} nor a text file"
         ) from None
 
 
@@ -115,9 +115,13 @@ class Chat:
         return [[*ids, self.end_of_turn_id] for ids in self.encode(texts)]
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
-        text: Any = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        """Raises jinja2.TemplateError, also for what the template's own expressions do wrong (1 / 0, "a" + 1)."""
+        try:
+            text: Any = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise jinja2.TemplateRuntimeError(str(error)) from error
         return str(text)
 
     def _probe_end_of_turn(self) -> tuple[str, str, int]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import (
+    DatasetFacet,
     RunFacet,
     dataset_version_dataset,
     error_message_run,
@@ -93,7 +94,7 @@ class Recorder:
 
     def _input_dataset(self, item: Input) -> InputDataset:
         name = str((self._output.resolve() / item.path).resolve()) if item.path else item.name
-        facets = {"version": _version(item.content_hash or item.fingerprint)}
+        facets: dict[str, DatasetFacet] = {"version": _version(item.content_hash or item.fingerprint)}
         return InputDataset(namespace="file", name=name, facets=facets)
 
     def _emit(

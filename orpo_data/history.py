@@ -133,7 +133,8 @@ def _decisions(node: Node, origin: Origin, ids: set[str]) -> Iterator[Decision]:
         & (pl.col("source_file") == origin.file)
         & (pl.col("source_row") == origin.row)
     )
-    for split in node.manifest.splits or [None]:
+    splits: list[str | None] = [*node.manifest.splits]
+    for split in splits or [None]:
         kept = scan(node.path, split)
         wanted = of_origin if "source_row" in kept.collect_schema() else pl.col("id").is_in(list(ids))
         for row in kept.filter(wanted).collect().to_dicts():

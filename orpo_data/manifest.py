@@ -109,7 +109,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with a checksum of its own text."""
     document = manifest.model_dump(mode="json")
     document["checksum"] = digest(document)
-    (folder / MANIFEST_NAME).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    (folder / MANIFEST_NAME).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -97,7 +97,7 @@ class ShardWriter:
             self._stream = None
 
     def _write_datasets_files(self, names: list[str]) -> None:
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": digest([file_sha256(self.folder / name) for name in names])[:16],
             "_format_columns": None,
@@ -124,6 +124,7 @@ class DatasetWriter:
 
     def __init__(self, output: Path, schema: pa.Schema) -> None:
         refuse_foreign_folder(output)
+        refuse_foreign_files(output)
         self.output = output
         self.schema = schema
         self.folder = output.parent / f".{output.name}.partial"
@@ -183,20 +184,63 @@ def commit_folder(folder: Path, output: Path, manifest: Manifest) -> None:
     known = {shard.path for shard in (*manifest.shards, *manifest.dropped)}
     files = {name: file_sha256(folder / name) for name in list_files(folder) if name not in known}
     write_manifest(folder, manifest.model_copy(update={"files": files}))
-    stale = output.parent / f".{output.name}.stale"
-    remove_folder(stale)
+    refuse_foreign_files(output)
     if output.exists():
-        output.rename(stale)
-    folder.rename(output)
+        output.rename(_stale(output))
+    try:
+        folder.rename(output)
+    finally:
+        _finish_move(output)
+
+
+def _stale(output: Path) -> Path:
+    """Where an older folder waits while a newer one takes its place."""
+    return output.parent / f".{output.name}.stale"
+
+
+def _finish_move(output: Path) -> None:
+    """Put the older folder back where the newer one did not arrive, remove it where it did."""
+    stale = _stale(output)
+    if stale.exists() and not output.exists():
+        stale.rename(output)
     remove_folder(stale)
 
 
 def refuse_foreign_folder(output: Path) -> None:
-    """OrpoError if `output` holds something that this project did not write: it is left untouched."""
+    """OrpoError if `output` holds something that this project did not write: it is left untouched.
+
+    First tidies up after a run that was killed while it moved its folder there.
+    """
+    _finish_move(output)
     if output.is_file():
         raise OrpoError(f"{output}: is a file, an output folder is needed")
-    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST_NAME).exists():
-        raise OrpoError(f"{output}: holds something else (no {MANIFEST_NAME}); choose another folder or empty it")
+    if output.is_dir() and any(output.iterdir()) and not _is_ours(output):
+        raise OrpoError(
+            f"{output}: holds something else (no {MANIFEST_NAME} of this project); choose another folder or empty it"
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a manifest of this project lies there, of whatever version, damaged or not."""
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.keys() >= {"format_version", "stage", "fingerprint", "content_hash"}
+
+
+def refuse_foreign_files(output: Path) -> None:
+    """OrpoError naming a file that someone added to the folder `output`: it would be lost with the older one."""
+    try:
+        manifest = read_manifest(output)
+    except OrpoError:
+        return
+    known = {*manifest.files, *(shard.path for shard in (*manifest.shards, *manifest.dropped))}
+    for name in list_files(output):
+        if name not in known and not Path(name).name.startswith("."):
+            raise OrpoError(
+                f"{output / name}: was added to this folder, which is to be written anew; move it elsewhere"
+            )
 
 
 def remove_folder(folder: Path) -> None:

@@ -96,6 +96,7 @@ def run_stage(
     """
     started = time.monotonic()
     refuse_foreign_folder(output)
+    _refuse_other_stage(output, stage)
     key = _key(stage, schema, branches)
     why = why_run(output, key)
     if not why:
@@ -107,7 +108,7 @@ def run_stage(
         writer.declare_splits(list(splits))
         rows_in, steps = 0, list[StepCounts]()
         for branch in branches:
-            rows, counts = _stream(branch, writer, batch_rows, lambda rows, before=rows_in: progress(before + rows))
+            rows, counts = _stream(branch, writer, batch_rows, _beyond(rows_in, progress))
             rows_in, steps = rows_in + rows, steps + counts
         shards, dropped = writer.close()
         manifest = Manifest(
@@ -147,6 +148,16 @@ def dataset_input(folder: Path, output: Path) -> Input:
         fingerprint=manifest.fingerprint,
         content_hash=manifest.content_hash,
     )
+
+
+def _refuse_other_stage(output: Path, stage: str) -> None:
+    """OrpoError if `output` is the dataset of another stage, perhaps the very input of this one."""
+    try:
+        holds = read_manifest(output).stage
+    except OrpoError:
+        return  # nothing there, or damaged
+    if holds != stage:
+        raise OrpoError(f"{output}: holds the output of {holds}; choose another folder for that of {stage}")
 
 
 def why_run(output: Path, key: dict[str, Any]) -> str:
@@ -209,6 +220,11 @@ def _stream(
             writer.write(part, side)
         progress(rows)
     return rows, [counter.result() for counter in counters]
+
+
+def _beyond(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """`progress` for one of several branches: it goes on from the rows of those before."""
+    return lambda rows: progress(before + rows)
 
 
 def _apply(step: Step, table: pa.Table, counter: _Counter, keep_dropped: Callable[[pa.Table], None]) -> pa.Table:

@@ -22,16 +22,20 @@ def load_model(model: str | Path, revision: str | None = None, *, trust_remote_c
 
     logging.disable_progress_bar()
     try:
-        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             model,
             revision=revision,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise OrpoError(f"train.model: cannot load {str(model)!r}: {str(error).strip().splitlines()[0]}") from None
-    return loaded
+    if missing := sorted(report["missing_keys"]):
+        raise OrpoError(f"train.model: {str(model)!r} lacks weights, {missing[0]} and {len(missing) - 1} more")
+    bare: nn.Module = loaded
+    return bare
 
 
 class SequenceScorer(nn.Module):

@@ -6,9 +6,8 @@ The commands that start a Prefect flow are added in flows/cli.py: imports point 
 
 import json
 import logging
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,12 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset folder.")]
 
 
-class Stage(StrEnum):
-    ingest = "ingest"
-    binarize = "binarize"
-    clean = "clean"
-    split = "split"
-    tokenize = "tokenize"
+StageName = Literal["ingest", "binarize", "clean", "split", "tokenize"]
 
 
 @app.callback()
@@ -71,7 +65,7 @@ def prepare(
 
 @app.command()
 def stage(
-    name: Annotated[Stage, typer.Argument(help="Which stage.")],
+    name: Annotated[StageName, typer.Argument(help="Which stage.")],
     recipe: RecipeArgument,
     inputs: Annotated[
         Path | None, typer.Option("--input", metavar="DIR", help="The dataset to read; by default the stage before's.")
@@ -88,7 +82,7 @@ def stage(
 
     settings = read_recipe(recipe, overrides)
     with stage_progress() as progress:
-        reports = run_one(name.value, settings, default_output(settings), inputs, output, progress)
+        reports = run_one(name, settings, default_output(settings), inputs, output, progress)
     show_reports(reports, as_json)
 
 

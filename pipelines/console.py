@@ -46,15 +46,17 @@ def print_reports(reports: Sequence[StageReport]) -> None:
     """One line a stage: rows in, rows out, what was dropped and why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("stage", "rows in", "rows out", "seconds"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    table.add_column("dropped", overflow="fold")
-    table.add_column("written to", overflow="fold")
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    table.add_column("dropped")
     for report in reports:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
         seconds = f"{report.seconds:.1f}" if report.ran else "unchanged"
-        row = (report.stage, f"{report.rows_in:,}", f"{report.rows_out:,}", seconds, dropped, str(report.path))
+        name = f"{report.stage} {report.path.name}" if report.stage == "ingest" else report.stage
+        row = (name, f"{report.rows_in:,}", f"{report.rows_out:,}", seconds, dropped)
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
+    if reports:
+        out.print(Text(f"data   {reports[-1].path}"), soft_wrap=True)
 
 
 def report_json(report: StageReport) -> dict[str, Any]:

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from rich import box
 from rich.table import Table
 
 from orpo_data import provenance
 from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
-from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
+from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, digest, read_manifest
 from orpo_data.report import evaluation_page
-from orpo_data.shards import commit_folder, read_table, refuse_foreign_folder, remove_folder
+from orpo_data.shards import commit_folder, read_table, refuse_foreign_folder, remove_folder, scan
 from orpo_data.stage import dataset_input, why_run
 from orpo_data.verification import content_hash
+from orpo_train.config import TrainConfig
 from orpo_train.evaluate import evaluate
 from pipelines.recipe import EvaluateConfig
 from pipelines.training import fetch_model, model_fingerprint
@@ -55,7 +57,7 @@ def evaluate_model(
     table = read_table(dataset, "eval")
     if not len(table):
         raise OrpoError(f"{dataset}: the eval split is empty; raise split.eval_fraction")
-    inputs, base, nll_scope = _model_inputs(model_dir, output)
+    inputs, base, config = _model_inputs(model_dir, output)
     inputs.append(dataset_input(dataset, output))
     key = {
         "stage": "evaluate",
@@ -75,11 +77,12 @@ def evaluate_model(
                 model_dir,
                 base,
                 table.slice(0, settings.max_pairs),
-                nll_scope=nll_scope,
+                nll_scope=config.nll_scope,
+                precision=config.precision,
                 samples=settings.samples,
                 max_new_tokens=settings.max_new_tokens,
             )
-            result |= {"dataset": data.fingerprint}
+            result |= {"dataset": data.fingerprint, "samples": with_texts(result["samples"], dataset, data)}
             (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
             (work / "report.html").write_text(evaluation_page(result))
             if (model_dir / "curves.png").exists():
@@ -90,18 +93,39 @@ def evaluate_model(
     return _report(output, why, started)
 
 
-def _model_inputs(model_dir: Path, output: Path) -> tuple[list[Input], Path | None, str]:
-    """The model, the base model it was trained from (none for a foreign model), and the scope of its NLL."""
+def _model_inputs(model_dir: Path, output: Path) -> tuple[list[Input], Path | None, TrainConfig]:
+    """The model, the base model it was trained from (none for a foreign model), and its training's settings."""
     if not (model_dir / "config.json").is_file():
         raise OrpoError(f"{model_dir}: no model folder (it has no config.json)")
     path = provenance.relative_path(model_dir, output)
     model = Input(name=model_dir.name, path=path, stage="train", fingerprint=model_fingerprint(model_dir))
     if not (model_dir / "train.json").is_file():
-        return [model.model_copy(update={"path": None, "stage": None})], None, "response"
+        return (
+            [model.model_copy(update={"path": None, "stage": None})],
+            None,
+            TrainConfig(model=str(model_dir), precision="fp32"),
+        )
     trained = read_manifest(model_dir)
-    config = trained.recipe["train"]
-    base = fetch_model(config["model"], config["revision"])
-    return [model, trained.inputs[1]], base, config["nll_scope"]
+    config = TrainConfig.model_validate(trained.recipe["train"])
+    return [model, trained.inputs[1]], fetch_model(config.model, config.revision), config
+
+
+def with_texts(samples: list[dict[str, Any]], dataset: Path, data: Manifest) -> list[dict[str, Any]]:
+    """Add each sample's last user turn and chosen answer, looked up in the dataset the ids were made of.
+
+    Empty where that dataset is not there any more.
+    """
+    text_folder = dataset / (data.inputs[0].path or "")
+    rows: dict[str, dict[str, Any]] = {}
+    if (text_folder / MANIFEST_NAME).exists():
+        ids = [sample["id"] for sample in samples]
+        found = scan(text_folder).filter(pl.col("id").is_in(ids)).select("id", "prompt", "chosen").collect()
+        rows = {row["id"]: row for row in found.to_dicts()}
+    nothing = {"prompt": [{"content": ""}], "chosen": [{"content": ""}]}
+    return [
+        sample | {name: rows.get(sample["id"], nothing)[name][-1]["content"] for name in ("prompt", "chosen")}
+        for sample in samples
+    ]
 
 
 def _manifest(key: dict[str, Any], inputs: list[Input], settings: EvaluateConfig, rows: int) -> Manifest:

@@ -112,7 +112,9 @@ def _turns(*contents: str) -> Turns:
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
-def _pair(prompt: str | Turns = "Q?", chosen: str | Turns = "Yes.", rejected: str | Turns = "No.", **columns: Any) -> Any:
+def _pair(
+    prompt: str | Turns = "Q?", chosen: str | Turns = "Yes.", rejected: str | Turns = "No.", **columns: Any
+) -> Any:
     """A PAIRS row; a string is one turn of the side's usual role."""
     prompt = _turns(prompt) if isinstance(prompt, str) else prompt
     answers = [[{"role": "assistant", "content": s}] if isinstance(s, str) else s for s in (chosen, rejected)]
@@ -137,7 +139,9 @@ def make_pairs() -> Callable[..., pa.Table]:
 
     def make(rows: int | list[Any]) -> pa.Table:
         if isinstance(rows, int):
-            rows = [_pair(f"What is {i} and {i}?", f"It is {2 * i}.", f"It is {i}{i}.", source_row=i) for i in range(rows)]
+            rows = [
+                _pair(f"What is {i} and {i}?", f"It is {2 * i}.", f"It is {i}{i}.", source_row=i) for i in range(rows)
+            ]
         return pa.Table.from_pylist(rows, schema=PAIRS)
 
     return make
@@ -154,7 +158,9 @@ def _hh_lines() -> Iterator[str]:
     """Forty healthy dialogues, then one of each defect."""
     for i in range(40):
         question = QUESTIONS[i % 4].format(PLANTS[i % 12])
-        history = [question] if i % 3 else [question, "What do you think?", f"I read {i} books about the {PLANTS[i % 12]}."]
+        history = (
+            [question] if i % 3 else [question, "What do you think?", f"I read {i} books about the {PLANTS[i % 12]}."]
+        )
         good, bad = f"It does so {i} times a year.\n\nThat is usual.", f"No idea, number {i}."
         yield json.dumps({"chosen": _transcript(*history, good), "rejected": _transcript(*history, bad)})
     yield '{"chosen": "\\n\\nHuman: cut'
@@ -175,7 +181,10 @@ def _hh_lines() -> Iterator[str]:
 def _completion(model: str, response: str, ratings: str, score: float) -> dict[str, Any]:
     """`ratings` has a digit, or - for N/A, for each of the four aspects."""
     aspects = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-    rating = {aspect: {"Rating": "N/A" if r == "-" else r, "Rationale": "so"} for aspect, r in zip(aspects, ratings, strict=True)}
+    rating = {
+        aspect: {"Rating": "N/A" if r == "-" else r, "Rationale": "so"}
+        for aspect, r in zip(aspects, ratings, strict=True)
+    }
     return {
         "model": model,
         "principle": "helpfulness",

@@ -31,10 +31,13 @@ def _failing_side(fails: Callable[[pl.Expr], pl.Expr], *sides: str) -> pl.Expr:
 
 
 def empty_turn() -> pl.Expr:
-    """A turn with no text but white space, or a side with no turn at all."""
+    """A turn with no text but white space, or an answer with no turn at all."""
+    blank = CONTENT.str.strip_chars() == ""
 
     def empty(side: pl.Expr) -> pl.Expr:
-        return (side.list.len() == 0) | side.list.eval(CONTENT.str.strip_chars() == "").list.any()
+        # histories that differ from the first turn on have no common prompt: diverges_early says so
+        no_turn = side.list.len() == 0 if side.meta.output_name() != "prompt" else pl.lit(False)
+        return no_turn | side.list.eval(blank).list.any()
 
     return _failing_side(empty, "prompt", "chosen", "rejected")
 

@@ -46,8 +46,8 @@ def opening_text(prompt: list[dict[str, str]]) -> str:
 
 
 def shingles(text: str) -> list[str]:
-    """Runs of three words; a shorter text is one run."""
-    words = normalised(text).split()
+    """Runs of three words; a shorter text is one run, one without words stands for itself."""
+    words = normalised(text).split() or [text]
     return [" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))]
 
 

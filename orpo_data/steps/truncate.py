@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import jinja2
 import pyarrow as pa
 from pydantic import Field
 
@@ -87,7 +88,11 @@ class Truncate(Step):
         for dropped in range(1, len(turns)):
             if turns[dropped]["role"] != "user":
                 continue  # a conversation begins with the user
-            shorter = self.chat.encode_prompts([self.chat.render_prompt(system + turns[dropped:])])[0]
+            try:
+                text = self.chat.render_prompt(system + turns[dropped:])
+            except jinja2.TemplateError as error:
+                return Drop("refused_by_template", str(error))
+            shorter = self.chat.encode_prompts([text])[0]
             if len(shorter) <= self.max_prompt_length:
                 return shorter, dropped
         return too_long

@@ -16,7 +16,12 @@ MEAN, OVERALL = "mean-rating", "overall-score"
 def completion(response: str, ratings: str = "----", score: float | None = None) -> dict[str, Any]:
     """`ratings` has a digit, or - for N/A, for each aspect."""
     aspects = {aspect: None if r == "-" else float(r) for aspect, r in zip(ASPECTS, ratings, strict=True)}
-    return {"model": f"m-{response}", "response": response, "system_prompt": f"s-{response}", "overall_score": score} | aspects
+    return {
+        "model": f"m-{response}",
+        "response": response,
+        "system_prompt": f"s-{response}",
+        "overall_score": score,
+    } | aspects
 
 
 def rated(*completions: dict[str, Any], i: int = 0) -> dict[str, Any]:
@@ -174,6 +179,8 @@ def _matched(rows: list[dict[str, Any]], kept: pa.Table) -> list[tuple[dict[str,
 
 
 def test_every_lower_answer_is_rejected_about_equally_often() -> None:
-    several = [rated(completion("a", "5555"), completion("b", "1111"), completion("c", "2222"), i=i) for i in range(400)]
+    several = [
+        rated(completion("a", "5555"), completion("b", "1111"), completion("c", "2222"), i=i) for i in range(400)
+    ]
     drawn = Binarize().apply(table(*several)).kept["rejected"].to_pylist()
     assert 150 < sum(side[0]["content"] == "b" for side in drawn) < 250

@@ -41,7 +41,8 @@ BROKEN = [
     ("empty_turn", "chosen", Q, dialogue("A:\u00a0\u2003"), NO),  # white space of other alphabets
     ("empty_turn", "rejected", Q, YES, dialogue("A: ")),
     ("empty_turn", "both", Q, dialogue("A:"), dialogue("A: ")),
-    ("empty_turn", "prompt", [], YES, NO),
+    ("not_alternating", "both", [], YES, NO),
+    ("diverges_early", "both", [], dialogue("U:Q?", "A:B."), dialogue("U:R?", "A:B.")),
     ("empty_turn", "chosen", Q, [], NO),
     ("empty_turn", "rejected", Q, YES, []),
     ("empty_turn", "chosen", Q, dialogue("A:Yes.", "U:", "A:Yes."), NO),
@@ -87,7 +88,9 @@ HEALTHY = [
 
 
 @pytest.mark.parametrize(("prompt", "chosen", "rejected"), HEALTHY)
-def test_healthy_pairs_pass(make_pair: Callable[..., Any], prompt: list[Any], chosen: list[Any], rejected: list[Any]) -> None:
+def test_healthy_pairs_pass(
+    make_pair: Callable[..., Any], prompt: list[Any], chosen: list[Any], rejected: list[Any]
+) -> None:
     assert judge(make_pair(prompt, chosen, rejected)) is None
 
 
@@ -127,7 +130,8 @@ score = st.sampled_from([None, 1.0, 2.0])
 def broken_by_hand(pair: dict[str, Any]) -> str | None:
     """The same rules in plain Python."""
     prompt, chosen, rejected = pair["prompt"], pair["chosen"], pair["rejected"]
-    if any(not side or any(not turn["content"].strip() for turn in side) for side in (prompt, chosen, rejected)):
+    blank = any(not turn["content"].strip() for turn in prompt + chosen + rejected)
+    if blank or not chosen or not rejected:
         return "empty_turn"
     if any(side[-1]["role"] != "assistant" for side in (chosen, rejected)):
         return "ends_with_human"

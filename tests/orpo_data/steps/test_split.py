@@ -1,6 +1,6 @@
 """Nothing held out is also trained on, and a row's side is its own."""
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orpo_data.schema import PAIRS
-from orpo_data.steps.split import Split, key_of, normalised, opening_text, shingles
+from orpo_data.sources.files import find_files, read_records
+from orpo_data.steps.parse import Parse
+from orpo_data.steps.split import Split, key_of, normalised, opening_text, prompt_text, shingles
 
 Messages = list[dict[str, str]]
 
@@ -42,6 +44,14 @@ LINKED = {
     "a dialogue cut at two points": (
         user("Hi, tell me of Rome."),
         [*user("Hi, tell me of Rome."), {"role": "assistant", "content": "Old."}, *user("And the Forum?")],
+    ),
+    "openings alike but for case and punctuation": (
+        user("Hi there."),
+        [
+            *user("hi THERE!"),
+            {"role": "assistant", "content": "Hello."},
+            *user("Where does the Nile begin, and where end?"),
+        ],
     ),
     "the same opening under another system message": (
         [{"role": "system", "content": "Be brief."}, *user("Hi there.")],
@@ -76,18 +86,26 @@ def test_other_prompts_are_drawn_on_their_own(a: str, b: str) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.3])
 def test_the_share_held_out(fraction: float) -> None:
-    held_out = sides([user(f"Tell me fact {i} about number {i * i}.") for i in range(1500)], eval_fraction=fraction).count("eval")
+    held_out = sides(
+        [user(f"Tell me fact {i} about number {i * i}.") for i in range(1500)], eval_fraction=fraction
+    ).count("eval")
     assert abs(held_out / 1500 - fraction) < 0.04
     assert fraction or held_out == 0
 
 
 def test_the_threshold_is_obeyed() -> None:
     """Nine words of ten shared, 6 of 10 word 3-grams alike: one group at 0.5, two at 0.9."""
-    a, b = user("one two three four five six seven eight nine ten"), user("one two three four five six seven eight nine eleven")
+    a, b = (
+        user("one two three four five six seven eight nine ten"),
+        user("one two three four five six seven eight nine eleven"),
+    )
     shared = set(shingles(a[0]["content"])) & set(shingles(b[0]["content"]))
     either = set(shingles(a[0]["content"])) | set(shingles(b[0]["content"]))
     assert len(shared) / len(either) == 7 / 9
-    assert {tuple(sides([a, b], near_duplicate=0.5, seed=seed)) for seed in range(40)} == {("train",) * 2, ("eval",) * 2}
+    assert {tuple(sides([a, b], near_duplicate=0.5, seed=seed)) for seed in range(40)} == {
+        ("train",) * 2,
+        ("eval",) * 2,
+    }
     assert len({tuple(sides([a, b], near_duplicate=0.95, seed=seed)) for seed in range(60)}) == 4
 
 
@@ -95,7 +113,7 @@ def test_an_empty_dataset() -> None:
     assert sides([]) == []
 
 
-words = st.sampled_from("oak elm ash fir yew box bay fig".split())
+words = st.sampled_from(["oak", "elm", "ash", "fir", "yew", "box", "bay", "fig"])
 prompt = st.lists(words, min_size=1, max_size=6).map(" ".join)
 conversation = st.lists(prompt, min_size=1, max_size=3).map(
     lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
@@ -125,25 +143,24 @@ def test_more_rows_leave_unrelated_rows_where_they_were(numbers: list[int], seed
     assert sides([*others, *prompts], seed=seed)[len(others) :] == sides(prompts, seed=seed)
 
 
-def test_near_duplicates_of_real_prompts_go_together(real_data: Any, make_pair: Callable[..., Any]) -> None:
-    """Every pair of real HH prompts whose exact Jaccard similarity is clearly above the threshold shares its side."""
-    from orpo_data.sources.files import find_files, read_records
-    from orpo_data.steps.parse import Parse
-
+def test_near_duplicates_of_real_prompts_go_together(real_data: Path) -> None:
+    """A word put before the last one of a long prompt leaves nearly all its word 3-grams."""
     (file,) = find_files(str(real_data / "hh_rlhf/harmless-base/test.jsonl.gz"))
-    rows = pa.concat_tables(Parse(dataset="hh-rlhf").apply(t).kept for t in read_records(file, "hh", 1000)).slice(0, 600)
-    prompts = rows["prompt"].to_pylist()
-    drawn = sides(prompts)
-    grams = [set(shingles("\n".join(turn["content"] for turn in p))) for p in prompts]
-    close = [
-        (i, j)
-        for i in range(len(grams))
-        for j in range(i)
-        if min(len(grams[i]), len(grams[j])) > 0.8 * max(len(grams[i]), len(grams[j]))
-        and len(grams[i] & grams[j]) > 0.8 * len(grams[i] | grams[j])
+    tables = [Parse(dataset="hh-rlhf").apply(table).kept for table in read_records(file, "hh", 1000)]
+    prompts = [p for table in tables for p in table["prompt"].to_pylist() if len(set(shingles(prompt_text(p)))) > 40][
+        :300
     ]
-    assert close
-    assert all(drawn[i] == drawn[j] for i, j in close)
+    assert len(prompts) == 300
+    drawn = sides(prompts + [_with_a_word_more(p) for p in prompts])
+    assert drawn[:300] == drawn[300:]
+    assert 90 < drawn[:300].count("eval") < 210
+
+
+def _with_a_word_more(prompt: Messages) -> Messages:
+    """The opening turn changes too, so that it is not what links the two."""
+    first, last = prompt[0], prompt[-1]["content"].split(" ")
+    changed = {"role": "user", "content": f"Well: {first['content']}"}
+    return [changed, *prompt[1:-1], {"role": "user", "content": " ".join([*last[:-1], "perhaps", last[-1]])}]
 
 
 def test_normalised_keeps_words_alone() -> None:

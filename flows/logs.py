@@ -1,4 +1,4 @@
-"""Progress of a long stage, as lines in the log: they reach a terminal and Prefect's pages alike."""
+"""What a flow says while it runs: lines that reach a terminal and Prefect's pages alike."""
 
 import logging
 import time
@@ -7,7 +7,15 @@ from pipelines.stages import Progress
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("orpo_data", "orpo_train", "pipelines", "flows")
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def show_stage_logs() -> None:
+    """Let through which stage runs and why; a worker would else show warnings only."""
+    for name in PACKAGES:
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.INFO)
 
 
 def log_progress(label: str) -> Progress:

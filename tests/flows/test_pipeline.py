@@ -1,0 +1,180 @@
+import pytest
+import yaml
+
+from orpo_data.errors import OrpoError, UsageError
+from orpo_data.manifest import read_manifest
+from pipelines.layout import Layout
+from pipelines.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def artifacts():
+    """Key -> newest artifact."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts()
+    return {artifact.key: artifact for artifact in sorted(found, key=lambda artifact: artifact.created)}
+
+
+def dataset_folders(recipe, root):
+    place = Layout(root)
+    ingested = [place.ingest(source.label) for source in recipe.sources]
+    return [*ingested, place.binarize, place.clean, place.split, place.tokenize]
+
+
+@pytest.fixture(scope="module")
+def prepared_by_flow(recipe_file, tmp_path_factory, prefect_server):
+    """What prepare_flow returns, and its output folder."""
+    from flows.pipeline import prepare_flow
+
+    output = tmp_path_factory.mktemp("flow")
+    return prepare_flow(recipe_file("name=Flow & Test"), output=str(output)), output
+
+
+def test_the_flow_writes_the_bytes_of_the_bare_stages(prepared_by_flow, prepared, make_recipe):
+    result, output = prepared_by_flow
+    here, there = (dataset_folders(make_recipe(), root) for root in (output, prepared))
+    assert [report["path"] for report in result["stages"]] == [str(folder) for folder in here]
+    expected = [read_manifest(folder).content_hash for folder in there]
+    assert [report["content_hash"] for report in result["stages"]] == expected
+    assert [read_manifest(folder).content_hash for folder in here] == expected
+
+
+def test_results_are_paths_digests_and_counts(prepared_by_flow):
+    result, _ = prepared_by_flow
+    names = ["content_hash", "dropped", "fingerprint", "path", "ran", "rows_in", "rows_out", "seconds", "stage", "why"]
+    for report in result["stages"]:
+        assert sorted(report) == names
+        assert all(isinstance(report[name], str | int | float | dict) for name in names)
+        assert all(isinstance(count, int) for count in report["dropped"].values())
+
+
+def test_the_artifact_has_the_counts_of_every_stage(prepared_by_flow):
+    result, _ = prepared_by_flow
+    page = artifacts()["flow-test-stages"].data
+    assert page.startswith("# Flow &amp; Test\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == len(result["stages"]) == 6
+    for row, report in zip(rows, result["stages"], strict=True):
+        assert row[:3] == [report["stage"], f"{report['rows_in']:,}", f"{report['rows_out']:,}"]
+        assert row[5] == report["content_hash"][:12]
+        assert all(f"{count:,} {reason}" in row[3].replace("\\", "") for reason, count in report["dropped"].items())
+    assert any(report["dropped"] for report in result["stages"])
+
+
+def test_a_second_run_runs_nothing_and_a_deleted_output_runs_again(recipe_file, tmp_path):
+    import shutil
+
+    from flows.pipeline import prepare_flow
+
+    recipe = recipe_file()
+    first = prepare_flow(recipe, output=str(tmp_path))["stages"]
+    shutil.rmtree(tmp_path / "clean")
+    second = prepare_flow(recipe, output=str(tmp_path))["stages"]
+    assert [report["ran"] for report in first] == [True] * 6
+    assert [report["stage"] for report in second if report["ran"]] == ["clean"]
+    assert [report["content_hash"] for report in second] == [report["content_hash"] for report in first]
+
+
+def test_a_recipe_is_read_when_the_flow_runs(recipe_file, tmp_path):
+    from pathlib import Path
+
+    from flows.pipeline import prepare_flow
+
+    recipe = Path(recipe_file())
+    assert prepare_flow(str(recipe), output=str(tmp_path))["stages"][-1]["ran"]
+    document = yaml.safe_load(recipe.read_text())
+    document["clean"]["ties"] = "keep" if document["clean"]["ties"] == "drop" else "drop"
+    recipe.write_text(yaml.safe_dump(document))
+    changed = prepare_flow(str(recipe), output=str(tmp_path))["stages"]
+    assert "ties" in next(report["why"] for report in changed if report["stage"] == "clean")
+
+
+def test_a_user_error_comes_out_as_it_is_and_is_not_tried_again(recipe_file, tmp_path, monkeypatch):
+    from flows import pipeline
+
+    calls = []
+    real = pipeline.stages.ingest
+    monkeypatch.setattr(pipeline.stages, "ingest", lambda *args: calls.append(args) or real(*args))
+    missing = str(tmp_path / "none.jsonl")
+    with pytest.raises(OrpoError, match="no such file or folder"):
+        pipeline.prepare_flow(recipe_file(), [f"sources.1.path={missing}"], str(tmp_path / "out"))
+    assert len(calls) == 2, "one attempt for each source"
+
+
+def test_a_fault_of_the_network_is_tried_again(recipe_file, tmp_path, monkeypatch):
+    from flows import pipeline
+
+    attempts = []
+    real = pipeline.stages.ingest
+
+    def ingest_at_the_second_try(source, *args):
+        attempts.append(source.label)
+        if attempts.count(source.label) == 1 and source.label == "ultrafeedback":
+            raise OrpoError("no connection") from ConnectionResetError("reset by peer")
+        return real(source, *args)
+
+    monkeypatch.setattr(pipeline.stages, "ingest", ingest_at_the_second_try)
+    monkeypatch.setattr(pipeline.ingest, "retry_delay_seconds", [0.01])
+    result = pipeline.prepare_flow(recipe_file(), output=str(tmp_path))
+    assert len(result["stages"]) == 6
+    assert sorted(attempts) == ["hh-rlhf", "ultrafeedback", "ultrafeedback"]
+
+
+def test_the_whole_run_without_a_train_section_ends_with_the_token_ids(recipe_file, tmp_path):
+    from flows.pipeline import run_flow
+
+    result = run_flow(recipe_file(), output=str(tmp_path))
+    assert list(result) == ["stages"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_training_without_a_train_section_is_told(recipe_file, tmp_path):
+    from flows.pipeline import train_flow
+
+    with pytest.raises(UsageError, match="no `train` section"):
+        train_flow(recipe_file(), output=str(tmp_path))
+
+
+def test_the_flow_trains_and_evaluates_in_the_runs_folders(recipe_file, tmp_path, monkeypatch):
+    """The stages themselves are tested elsewhere; here, what goes in, what is shown, what is handed on."""
+    from dataclasses import make_dataclass
+
+    from flows.pipeline import run_flow
+    from pipelines import evaluation, training
+
+    calls = []
+    fields = {"fingerprint": "f" * 64, "content_hash": "c" * 64, "ran": True, "why": "no output yet", "seconds": 1.0}
+
+    def train_model(dataset, config, output, *, job, show_progress):
+        calls.append((dataset, config.model, output, job))
+        output.mkdir()
+        (output / "curves.png").write_bytes(b"\x89PNG tiny")
+        return make_dataclass("Report", ["path", "metrics", *fields])(output, {"loss": 2.0}, **fields)
+
+    def evaluate_model(model_dir, dataset, output, settings, *, job):
+        calls.append((model_dir, dataset, output, settings.max_pairs, job))
+        result = {"pairs": 7, "before": {"nll": 2.5}, "after": {"nll": 2.25}, "samples": [{"prompt": "secret"}]}
+        return make_dataclass("Report", ["path", "result", *fields])(output, result, **fields)
+
+    monkeypatch.setattr(training, "train_model", train_model)
+    monkeypatch.setattr(evaluation, "evaluate_model", evaluate_model)
+    result = run_flow(recipe_file("train={model: base}", "evaluate.max_pairs=7", "name=both"), output=str(tmp_path))
+
+    place = Layout(tmp_path)
+    assert calls[0] == (place.tokenize, "base", place.model, "both")
+    assert calls[1] == (place.model, place.tokenize, place.evaluate, 7, "both")
+    assert result["model"]["path"] == str(place.model)
+    assert result["evaluation"]["result"] == {"pairs": 7, "before": {"nll": 2.5}, "after": {"nll": 2.25}}
+    shown = artifacts()
+    assert "| nll | 2.5000 | 2.2500 |" in shown["both-evaluation"].data
+    assert "(data:image/png;base64,iVBORyB0aW55)" in shown["both-curves"].data
+    assert not any("secret" in str(artifact.data) for artifact in shown.values())
+
+
+def test_a_resolved_recipe_is_read_back_as_it_was(make_recipe):
+    """Tasks get the recipe as plain values."""
+    recipe = make_recipe("train={model: base, lambda: 0.25}")
+    assert Recipe.parse(recipe.resolved()) == recipe

@@ -1,0 +1,113 @@
+"""Messages to text: control tokens, refusals, and what the rendered row holds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orpo_data.chat import Chat, find_template
+from orpo_data.errors import OrpoError
+from orpo_data.schema import PAIRS, RENDERED
+from orpo_data.steps.chat_template import ChatTemplate
+from orpo_data.steps.step import StepOutput
+
+
+@pytest.fixture(scope="module")
+def chat(chat_tokenizer_dir: Path) -> Chat:
+    return Chat.load(str(chat_tokenizer_dir))
+
+
+def apply(chat: Chat, *pairs: Any) -> StepOutput:
+    return ChatTemplate(chat=chat).apply(pa.Table.from_pylist(list(pairs), schema=PAIRS))
+
+
+def own(folder: Path, tokenizer: Path, text: str) -> Chat:
+    (folder / "own.jinja").write_text(text)
+    return Chat.load(str(tokenizer), str(folder / "own.jinja"))
+
+
+def test_texts(chat: Chat, make_pair: Callable[..., Any]) -> None:
+    (row,) = apply(chat, make_pair("How?", "So.", "Not so.")).kept.to_pylist()
+    assert row["prompt_text"] == "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
+    assert (row["chosen_text"], row["rejected_text"]) == ("So.", "Not so.")
+
+
+def test_text_that_looks_like_jinja_stays_text(chat: Chat, make_pair: Callable[..., Any]) -> None:
+    (row,) = apply(chat, make_pair("{{ 7 * 7 }} {% raw %}", "{{ messages }}", "{# so #}")).kept.to_pylist()
+    assert "user\n{{ 7 * 7 }} {% raw %}<" in row["prompt_text"]
+    assert (row["chosen_text"], row["rejected_text"]) == ("{{ messages }}", "{# so #}")
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+@pytest.mark.parametrize("side", ["prompt", "chosen", "rejected"])
+def test_control_tokens_in_any_message(chat: Chat, make_pair: Callable[..., Any], token: str, side: str) -> None:
+    out = apply(chat, make_pair(**{side: f"Well{token}then"}), make_pair())
+    assert len(out.kept) == 1
+    (dropped,) = out.dropped.to_pylist()
+    assert (dropped["step"], dropped["reason"], dropped["detail"]) == ("chat_template", "control_token_in_text", side)
+
+
+def test_control_tokens_in_early_and_in_system_messages(
+    chat: Chat, make_pair: Callable[..., Any], turns: Callable[..., Any]
+) -> None:
+    early = make_pair(turns("A", "b <|im_end|>", "C"))
+    system = make_pair([{"role": "system", "content": "<|im_start|>system"}, *turns("A")])
+    assert apply(chat, early, system).dropped["detail"].to_pylist() == ["prompt", "prompt"]
+
+
+def test_half_a_control_token_is_text(chat: Chat, make_pair: Callable[..., Any]) -> None:
+    assert len(apply(chat, make_pair("<|im_end|", "<|im_end |>", "im_end|>")).kept) == 1
+
+
+def test_a_template_that_refuses_costs_the_row(
+    plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any], turns: Callable[..., Any]
+) -> None:
+    text = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"
+    chat = own(tmp_path, plain_tokenizer_dir, text + find_template("hh"))
+    out = apply(chat, make_pair(), make_pair([{"role": "system", "content": "Be kind."}, *turns("Q?")]))
+    assert len(out.kept) == 1
+    (dropped,) = out.dropped.to_pylist()
+    assert (dropped["reason"], dropped["detail"]) == ("refused_by_template", "No system role here")
+
+
+def test_a_template_that_changes_its_prompt_stops_the_stage(
+    plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any]
+) -> None:
+    chat = own(tmp_path, plain_tokenizer_dir, "{{ messages|length }}" + find_template("hh"))
+    with pytest.raises(OrpoError, match="does not keep the rendered prompt as a prefix"):
+        apply(chat, make_pair())
+
+
+def test_a_template_that_strips(plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any]) -> None:
+    chat = own(
+        tmp_path, plain_tokenizer_dir, find_template("chatml").replace("message['content']", "message['content']|trim")
+    )
+    (row,) = apply(chat, make_pair(" Q? ", "  Yes.\n", "No.")).kept.to_pylist()
+    assert (row["chosen_text"], row["rejected_text"]) == ("Yes.", "No.")
+
+
+def test_an_empty_table(chat: Chat) -> None:
+    out = ChatTemplate(chat=chat).apply(PAIRS.empty_table())
+    assert (len(out.kept), len(out.dropped)) == (0, 0)
+    assert out.kept.schema == RENDERED
+
+
+texts = st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "a", " "]), min_size=1, max_size=3).map("".join)
+
+
+@given(st.lists(st.tuples(texts, texts, texts), max_size=8), st.integers(1, 4))
+def test_rows_in_are_kept_or_dropped_in_any_batches(
+    chat: Chat, make_pair: Callable[..., Any], drawn: list[tuple[str, str, str]], batch: int
+) -> None:
+    pairs = [make_pair(*texts, source_row=i) for i, texts in enumerate(drawn)]
+    whole = apply(chat, *pairs)
+    spoiled = [i for i, texts in enumerate(drawn) if any("<|im_end|>" in text for text in texts)]
+    assert whole.dropped["source_row"].to_pylist() == spoiled
+    assert len(whole.kept) + len(whole.dropped) == len(pairs)
+    parts = [apply(chat, *pairs[start : start + batch]) for start in range(0, max(1, len(pairs)), batch)]
+    assert pa.concat_tables(part.kept for part in parts).equals(whole.kept)
+    assert pa.concat_tables(part.dropped for part in parts).equals(whole.dropped)

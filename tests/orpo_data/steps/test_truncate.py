@@ -1,0 +1,207 @@
+"""Length limits: whole oldest turns first, never an empty answer, the same prompt on both sides."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from orpo_data.chat import Chat, find_template
+from orpo_data.schema import ENCODED, TOKENIZED
+from orpo_data.steps.chat_template import ChatTemplate
+from orpo_data.steps.step import StepOutput
+from orpo_data.steps.tokenize import Tokenize
+from orpo_data.steps.truncate import Truncate
+
+Messages = list[dict[str, str]]
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture(scope="module")
+def chat(chat_tokenizer_dir: Path) -> Chat:
+    return Chat.load(str(chat_tokenizer_dir))
+
+
+def fit(chat: Chat, rows: pa.Table, max_length: int, max_prompt_length: int, **config: Any) -> StepOutput:
+    encoded = Tokenize(chat=chat).apply(ChatTemplate(chat=chat).apply(rows).kept).kept
+    settings = {"overlong_prompt": "drop-turns", "overlong_response": "truncate"} | config
+    out = Truncate(chat=chat, max_length=max_length, max_prompt_length=max_prompt_length, **settings).apply(encoded)
+    assert len(out.kept) + len(out.dropped) == len(encoded)
+    assert out.kept.schema == TOKENIZED
+    return out
+
+
+@pytest.fixture(scope="module")
+def fit_one(chat: Chat, make_pairs: Callable[..., pa.Table]) -> Callable[..., Any]:
+    """The TOKENIZED row of one pair, or (reason, detail)."""
+
+    def fit_pair(pair: Any, max_length: int, max_prompt_length: int, **config: Any) -> Any:
+        out = fit(chat, make_pairs([pair]), max_length, max_prompt_length, **config)
+        if len(out.kept):
+            return out.kept.to_pylist()[0]
+        (dropped,) = out.dropped.to_pylist()
+        assert dropped["step"] == "truncate"
+        return dropped["reason"], dropped["detail"]
+
+    return fit_pair
+
+
+def ids_of(chat: Chat, prompt: Messages) -> list[int]:
+    return chat.encode_prompts([chat.render_prompt(prompt)])[0]
+
+
+def answer_ids(chat: Chat, text: str) -> list[int]:
+    return chat.encode_answers([text])[0]
+
+
+def test_what_fits_is_left_alone(chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any]) -> None:
+    prompt, chosen, rejected = "How often?", "Twice a week.", "Never."
+    ids = ids_of(chat, [{"role": "user", "content": prompt}])
+    longest = len(ids) + len(answer_ids(chat, chosen))
+    assert fit_one(make_pair(prompt, chosen, rejected, id="x", source="s"), longest, len(ids)) == {
+        "id": "x",
+        "chosen_input_ids": ids + answer_ids(chat, chosen),
+        "rejected_input_ids": ids + answer_ids(chat, rejected),
+        "prompt_len": len(ids),
+        "source": "s",
+        "prompt_turns_dropped": 0,
+        "chosen_truncated": False,
+        "rejected_truncated": False,
+    }
+
+
+def test_an_answer_one_token_too_long_loses_its_end_of_turn(
+    chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any]
+) -> None:
+    pair, ids, whole = make_pair("Q?", "Twice a week.", "No."), ids_of(chat, [{"role": "user", "content": "Q?"}]), None
+    whole = ids + answer_ids(chat, "Twice a week.")
+    row = fit_one(pair, len(whole) - 1, len(ids))
+    assert row["chosen_input_ids"] == whole[:-1]
+    assert (row["chosen_truncated"], row["rejected_truncated"]) == (True, False)
+    assert row["rejected_input_ids"][-1] == chat.end_of_turn_id
+    reason, detail = fit_one(pair, len(whole) - 1, len(ids), overlong_response="drop")
+    assert reason == "response_too_long"
+    assert f"max_length {len(whole) - 1}" in detail
+
+
+def test_whole_oldest_turns_are_dropped(
+    chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any], turns: Callable[..., Any]
+) -> None:
+    """User and answer go together: a conversation begins with the user. The system message stays."""
+    talk = turns("First question here?", "First answer.", "Second question?", "Second answer.", "Third?")
+    for dropped in (0, 2, 4):
+        ids = ids_of(chat, [SYSTEM, *talk[dropped:]])
+        row = fit_one(make_pair([SYSTEM, *talk]), 500, len(ids))
+        assert row["prompt_turns_dropped"] == dropped
+        assert row["prompt_len"] == len(ids)
+        assert row["chosen_input_ids"][: len(ids)] == row["rejected_input_ids"][: len(ids)] == ids
+    too_small = len(ids_of(chat, [SYSTEM, *talk[4:]])) - 1
+    reason, detail = fit_one(make_pair([SYSTEM, *talk]), 500, too_small)
+    assert (reason, detail) == ("prompt_too_long", f"{len(ids_of(chat, [SYSTEM, *talk]))} tokens, at most {too_small}")
+
+
+def test_a_long_prompt_may_cost_the_pair(
+    chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any], turns: Callable[..., Any]
+) -> None:
+    talk = turns("First?", "Answer.", "Second?")
+    limit = len(ids_of(chat, talk)) - 1
+    assert fit_one(make_pair(talk), 500, limit)["prompt_turns_dropped"] == 2
+    assert fit_one(make_pair(talk), 500, limit, overlong_prompt="drop")[0] == "prompt_too_long"
+
+
+def test_sides_that_part_behind_the_limit(
+    chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any]
+) -> None:
+    pair = make_pair("Q?", "Twice a week, in the rain.", "Twice a week, in the sun.")
+    prompt = len(ids_of(chat, pair["prompt"]))
+    chosen, rejected = answer_ids(chat, "Twice a week, in the rain."), answer_ids(chat, "Twice a week, in the sun.")
+    same = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    assert fit_one(pair, prompt + same, prompt)[0] == "identical_after_truncation"
+    assert fit_one(pair, prompt + same + 1, prompt)["chosen_truncated"]
+
+
+def test_a_cut_answer_and_a_whole_one_that_is_its_beginning_differ(
+    chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any]
+) -> None:
+    """The whole one still has its end of turn, the cut one goes on."""
+    pair = make_pair("Q?", "no no no no no no", "no no no")
+    prompt, short = len(ids_of(chat, pair["prompt"])), len(answer_ids(chat, "no no no"))
+    row = fit_one(pair, prompt + short, prompt)
+    assert (row["chosen_truncated"], row["rejected_truncated"]) == (True, False)
+    assert fit_one(pair, prompt + short - 1, prompt)[0] == "identical_after_truncation"
+
+
+def test_a_template_that_refuses_the_shortened_prompt_costs_the_row(
+    plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any], make_pairs: Callable[..., Any], turns: Any
+) -> None:
+    refuse = "{% if messages[0].content == 'Second?' %}{{ raise_exception('Who are you?') }}{% endif %}"
+    (tmp_path / "own.jinja").write_text(refuse + find_template("hh"))
+    chat = Chat.load(str(plain_tokenizer_dir), str(tmp_path / "own.jinja"))
+    talk = turns("First?", "Answer.", "Second?")
+    out = fit(chat, make_pairs([make_pair(talk), make_pair()]), 500, len(ids_of(chat, talk)) - 1)
+    assert out.dropped.select(["reason", "detail"]).to_pylist() == [
+        {"reason": "refused_by_template", "detail": "Who are you?"}
+    ]
+    assert len(out.kept) == 1
+
+
+def test_an_empty_table(chat: Chat) -> None:
+    step = Truncate(chat=chat, max_length=9, max_prompt_length=5, overlong_prompt="drop", overlong_response="drop")
+    assert len(step.apply(ENCODED.empty_table()).kept) == 0
+
+
+text = st.text("ab \n.é", min_size=1, max_size=40).filter(str.strip)
+conversations = st.lists(text, min_size=1, max_size=7).filter(lambda texts: len(texts) % 2 == 1)
+pairs = st.lists(st.tuples(conversations, st.booleans(), text, text), min_size=1, max_size=6)
+
+
+@given(
+    pairs,
+    st.integers(1, 120),
+    st.integers(1, 60),
+    st.sampled_from(["drop-turns", "drop"]),
+    st.sampled_from(["truncate", "drop"]),
+)
+def test_every_kept_row_can_be_trained_on(
+    chat: Chat,
+    make_pair: Callable[..., Any],
+    make_pairs: Callable[..., pa.Table],
+    turns: Callable[..., Messages],
+    drawn: list[Any],
+    max_prompt_length: int,
+    room: int,
+    overlong_prompt: str,
+    overlong_response: str,
+) -> None:
+    assume(all(chosen != rejected for _, _, chosen, rejected in drawn))
+    rows = [
+        make_pair([SYSTEM] * system + turns(*talk), chosen, rejected, id=str(i), source_row=i)
+        for i, (talk, system, chosen, rejected) in enumerate(drawn)
+    ]
+    max_length = max_prompt_length + room
+    config = {"overlong_prompt": overlong_prompt, "overlong_response": overlong_response}
+    out = fit(chat, make_pairs(rows), max_length, max_prompt_length, **config)
+    touched = 0
+    for row in out.kept.to_pylist():
+        source = rows[int(row["id"])]
+        prompt_len, dropped = row["prompt_len"], row["prompt_turns_dropped"]
+        system = source["prompt"][:1] if source["prompt"][0] is SYSTEM else []
+        expected = ids_of(chat, system + source["prompt"][len(system) + dropped :])
+        assert prompt_len == len(expected) <= max_prompt_length
+        for side in ("chosen", "rejected"):
+            ids, response = row[f"{side}_input_ids"], answer_ids(chat, source[side][0]["content"])
+            assert ids[:prompt_len] == expected
+            assert prompt_len < len(ids) <= max_length
+            assert ids[prompt_len:] == response[: max_length - prompt_len]
+            assert row[f"{side}_truncated"] == (len(response) > max_length - prompt_len)
+            assert ids[prompt_len:].count(chat.end_of_turn_id) == (not row[f"{side}_truncated"])
+        assert row["chosen_input_ids"] != row["rejected_input_ids"]
+        touched += bool(dropped or row["chosen_truncated"] or row["rejected_truncated"])
+        assert not (dropped and overlong_prompt == "drop")
+    assert out.changed == touched
+    parts = [fit(chat, make_pairs([row]), max_length, max_prompt_length, **config) for row in rows]
+    assert pa.concat_tables(part.kept for part in parts).equals(out.kept)
+    assert pa.concat_tables(part.dropped for part in parts).equals(out.dropped)
