@@ -36,9 +36,9 @@ def run(
 @app.command()
 def quickstart(output: OutputOption = None, as_json: JsonOption = False) -> None:
     """Bundled raw samples to shards, and a real 135M model trained on them and evaluated."""
-    from pipelines.quickstart import quickstart_overrides
+    from pipelines.quickstart import RECIPE, quickstart_overrides
 
-    result = _run_flow("quickstart", quickstart_overrides(), output)
+    result = _run_flow(str(RECIPE), quickstart_overrides(), output)
     if as_json:
         print(json.dumps(result))
     else:

@@ -34,7 +34,7 @@ METRICS = {  # name -> label, what it is, and whether more (+1) or less (-1) is 
     "log_odds_ratio": ("Log odds ratio", "mean of log odds(chosen) - log odds(rejected)", 1),
     "nll": ("NLL", "negative log-likelihood of the chosen answer", -1),
     "logps_chosen": ("log P(chosen)", "log probability of a token of the chosen answer, mean over the pairs", 1),
-    "logps_rejected": ("log P(rejected)", "log probability of a token of the rejected answer, mean over the pairs", -1),
+    "logps_rejected": ("log P(rejected)", "log probability of a token of the rejected answer, mean over the pairs", 0),
 }
 HEADLINES = ("Pair accuracy", "Log odds ratio")
 

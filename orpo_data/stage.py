@@ -96,7 +96,7 @@ def run_stage(
     """
     started = time.monotonic()
     refuse_foreign_folder(output)
-    _refuse_other_stage(output, stage)
+    refuse_other_stage(output, stage)
     key = _key(stage, schema, branches)
     why = why_run(output, key)
     if not why:
@@ -150,7 +150,7 @@ def dataset_input(folder: Path, output: Path) -> Input:
     )
 
 
-def _refuse_other_stage(output: Path, stage: str) -> None:
+def refuse_other_stage(output: Path, stage: str) -> None:
     """OrpoError if `output` is the dataset of another stage, perhaps the very input of this one."""
     try:
         holds = read_manifest(output).stage

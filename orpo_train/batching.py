@@ -99,8 +99,8 @@ class MicroBatch:
 def micro_batches(batch: IntArray, lengths: IntArray, size: int, rank: int = 0, world: int = 1) -> list[MicroBatch]:
     """This process' share of a global batch, pairs of like length together.
 
-    >>> [list(m.pairs) for m in micro_batches(np.array([4, 0, 2]), np.array([9, 0, 3, 0, 5]), size=2)]
-    [[0, 2], [4]]
+    >>> [m.pairs.tolist() for m in micro_batches(np.array([4, 0, 2]), np.array([9, 0, 3, 0, 5]), size=2)]
+    [[2, 4], [0]]
     """
     passes = math.ceil(math.ceil(len(batch) / world) / size)
     mine = batch[rank::world]

@@ -4,6 +4,7 @@ Tokens are taken in chunks; each chunk's logits live only as long as it takes to
 The backward pass makes them again, so that nothing of size tokens x vocabulary is ever held.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> Tensor:
         logps, normalisers = [], []
         cast_weight = weight.to(dtype)
-        for part, goal in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        for part, goal in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             logits = _logits(part, cast_weight, bias)  # [chunk, V]
             normaliser = torch.logsumexp(logits, dim=-1)
             logps.append(logits.gather(1, goal[:, None]).squeeze(1) - normaliser)
@@ -73,6 +74,6 @@ def token_logprobs(
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
+    chunked: Callable[..., Tensor] = _ChunkedLogprobs.apply
     with torch.autocast(hidden.device.type, enabled=False):
-        logps: Tensor = _ChunkedLogprobs.apply(hidden, weight, bias, targets, dtype, chunk)
-    return logps
+        return chunked(hidden, weight, bias, targets, dtype, chunk)

@@ -68,7 +68,7 @@ def train(
     set_seed(config.seed)
     data = PairDataset(train_table)
     held_out = PairDataset(eval_table) if eval_table is not None and len(eval_table) else None
-    model = load_model(config.model, config.revision, trust_remote_code=config.trust_remote_code)
+    model: Any = load_model(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     for pairs in filter(None, (data, held_out)):
         check_fits(model, pairs)
     if config.gradient_checkpointing:

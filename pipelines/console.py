@@ -31,7 +31,8 @@ SIDE_STYLES = {"prompt": "dim", "chosen": "green", "rejected": "red"}
 def stage_progress() -> Iterator[Progress]:
     """A line on stderr for each running stage, with the rows read so far."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} rows"))
-    with Bar(*columns, TimeElapsedColumn(), console=err, transient=True) as bar:
+    # off a terminal the bar would leave an empty line behind
+    with Bar(*columns, TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, rows: int) -> None:

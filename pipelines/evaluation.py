@@ -18,7 +18,7 @@ from orpo_data.events import Recorder
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, digest, read_manifest
 from orpo_data.report import evaluation_page
 from orpo_data.shards import commit_folder, read_table, refuse_foreign_folder, remove_folder, scan
-from orpo_data.stage import dataset_input, why_run
+from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
 from orpo_train.evaluate import evaluate
@@ -51,7 +51,10 @@ def evaluate_model(
     started = time.monotonic()
     settings = settings or EvaluateConfig()
     refuse_foreign_folder(output)
+    refuse_other_stage(output, "evaluate")
     data = read_manifest(dataset)
+    if data.stage != "tokenize":
+        raise OrpoError(f"{dataset}: is the output of {data.stage}, a model is judged on the output of tokenize")
     if "eval" not in data.splits:
         raise OrpoError(f"{dataset}: has no eval split to judge a model on")
     table = read_table(dataset, "eval")
@@ -82,7 +85,7 @@ def evaluate_model(
                 samples=settings.samples,
                 max_new_tokens=settings.max_new_tokens,
             )
-            result |= {"dataset": data.fingerprint, "samples": with_texts(result["samples"], dataset, data)}
+            result |= {"dataset": data.fingerprint[:12], "samples": with_texts(result["samples"], dataset, data)}
             (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
             (work / "report.html").write_text(evaluation_page(result))
             if (model_dir / "curves.png").exists():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipelines.base_model import smollm2
 
+RECIPE = Path(__file__).parent / "quickstart.yaml"
 SAMPLES = Path(__file__).parent / "samples"
 
 

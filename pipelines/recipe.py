@@ -35,7 +35,11 @@ class SourceConfig(_Section):
 
     dataset: Literal["ultrafeedback", "hh-rlhf", "pairs"] = Field(description="The upstream format.")
     path: str = Field(description="Hub id, local file, folder or glob, or any fsspec URL.")
-    name: str = Field(default="", description="Name in `source` and in the output's folders; by default the dataset's.")
+    name: str = Field(
+        default="",
+        pattern=r"^(\w[\w.-]*)?$",  # it becomes a folder's name
+        description="Name in `source` and in the output's folders; by default the dataset's.",
+    )
     revision: str | None = Field(default=None, description="Commit on the hub.")
     files: str | None = Field(default=None, description="Glob of the files to read inside a folder or hub id.")
     columns: dict[str, str] = Field(default={}, description="Our column names to the file's, for `pairs`.")

@@ -22,7 +22,7 @@ from orpo_data.errors import OrpoError, UsageError
 from orpo_data.events import Recorder
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, Shard, digest, read_manifest
 from orpo_data.shards import commit_folder, file_sha256, list_files, read_table, refuse_foreign_folder
-from orpo_data.stage import dataset_input, why_run
+from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
 from orpo_train.loop import train
@@ -94,6 +94,7 @@ def train_model(
     """Train into the model folder `output`, unless it holds the model of the same data, base and settings."""
     started = time.monotonic()
     refuse_foreign_folder(output)
+    refuse_other_stage(output, "train")
     data = read_manifest(dataset)
     if data.stage != "tokenize":
         raise OrpoError(f"{dataset}: is the output of {data.stage}, training needs the output of tokenize")
@@ -209,6 +210,8 @@ def _config_from_overrides(model: str, overrides: list[str]) -> TrainConfig:
 
     document: dict[str, Any] = {"train": {"model": model}}
     for override in overrides:
+        if not override.startswith("train."):
+            raise UsageError(f"--set {override!r}: without a recipe only train.KEY=VALUE can be set")
         apply_override(document, override)
     try:
         return TrainConfig.model_validate(document["train"])

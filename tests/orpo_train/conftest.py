@@ -1,0 +1,209 @@
+"""Tiny random models, random pairs, and the naive way to compute everything: all logits, plain autograd."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+)
+
+from orpo_data.schema import TOKENIZED
+from orpo_train.batching import PairDataset, collate
+from orpo_train.config import TrainConfig
+from orpo_train.loop import pair_losses
+from orpo_train.model import SequenceScorer, pair_logps
+
+VOCABULARY = 600  # as many as the test tokenizers have at most
+
+
+def _llama_like(kind: type[PreTrainedConfig], **settings: Any) -> PreTrainedConfig:
+    return kind(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **settings,
+    )
+
+
+def _opt(dropout: float, **settings: Any) -> PreTrainedConfig:
+    return OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        dropout=dropout,
+        attention_dropout=dropout,
+        **settings,
+    )
+
+
+def _gpt2(dropout: float) -> PreTrainedConfig:
+    return GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+    )
+
+
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: _llama_like(LlamaConfig, tie_word_embeddings=False),
+    "llama-tied": lambda: _llama_like(LlamaConfig, tie_word_embeddings=True),
+    "gpt2": lambda: _gpt2(0.0),
+    "gpt2-dropout": lambda: _gpt2(0.1),
+    "opt": lambda: _opt(0.0),
+    "opt-dropout": lambda: _opt(0.1),
+    "opt-projected": lambda: _opt(0.0, word_embed_proj_dim=8, do_layer_norm_before=False),  # as opt-350m
+    "gemma2-capped": lambda: _llama_like(Gemma2Config, final_logit_softcapping=1.0),
+    "granite-scaled": lambda: _llama_like(GraniteConfig, logits_scaling=8.0),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_accelerator_at_a_time() -> Iterator[None]:
+    """accelerate keeps its state in class attributes: precision and device of an earlier test must not leak."""
+    torch.set_num_threads(2)
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """A random model of a kind in CONFIGS; weights ten times as large as usual, so that probabilities differ."""
+
+    def make(kind: str = "llama", seed: int = 0, scale: float = 10.0) -> Any:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() >= 2:
+                    parameter.mul_(scale)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The same models as local folders."""
+    folders: dict[tuple[str, float], Path] = {}
+
+    def make(kind: str = "llama", scale: float = 1.0) -> Path:
+        if (kind, scale) not in folders:
+            folders[kind, scale] = tmp_path_factory.mktemp(kind)
+            make_model(kind, scale=scale).save_pretrained(folders[kind, scale])
+        return folders[kind, scale]
+
+    return make
+
+
+def _table(rows: list[tuple[list[int], list[int], list[int]]]) -> pa.Table:
+    records = [
+        {
+            "id": f"pair-{i}",
+            "chosen_input_ids": prompt + chosen,
+            "rejected_input_ids": prompt + rejected,
+            "prompt_len": len(prompt),
+            "source": "test",
+            "prompt_turns_dropped": 0,
+            "chosen_truncated": False,
+            "rejected_truncated": False,
+        }
+        for i, (prompt, chosen, rejected) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(records, schema=TOKENIZED)
+
+
+@pytest.fixture(scope="session")
+def make_table() -> Callable[..., pa.Table]:
+    """A TOKENIZED table of (prompt, chosen response, rejected response); of a number, that many random pairs."""
+
+    def make(rows: int | list[tuple[list[int], list[int], list[int]]], seed: int = 0, longest: int = 12) -> pa.Table:
+        if isinstance(rows, int):
+            random = np.random.default_rng(seed)
+            rows = [
+                tuple(random.integers(0, VOCABULARY, random.integers(1, longest + 1)).tolist() for _ in range(3))
+                for _ in range(rows)
+            ]  # type: ignore[misc]
+        return _table(rows)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., TrainConfig]:
+    def make(**settings: Any) -> TrainConfig:
+        usual = {"model": "tiny", "precision": "fp32", "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2}
+        return TrainConfig(**usual | settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def naive_loss() -> Callable[..., torch.Tensor]:
+    """The ORPO loss of a whole table with full logits, one sequence at a time: what the fast path must equal."""
+
+    def log_odds(logp: torch.Tensor) -> torch.Tensor:
+        return logp - torch.log(1 - torch.exp(logp))
+
+    def loss(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tensor:
+        sequence_nll, token_nll, odds = [], [], []
+        for row in table.to_pylist():
+            means = {}
+            for side in ("chosen", "rejected"):
+                ids = torch.tensor([row[f"{side}_input_ids"]])
+                logps = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+                logps = logps.gather(1, ids[0, 1:, None])[:, 0]
+                means[side] = logps[row["prompt_len"] - 1 :].mean()
+                if side == "chosen":
+                    covered = logps if config.nll_scope == "prompt+response" else logps[row["prompt_len"] - 1 :]
+                    sequence_nll.append(-covered.mean())
+                    token_nll.append(-covered)
+            odds.append(-torch.log(torch.sigmoid(log_odds(means["chosen"]) - log_odds(means["rejected"]))))
+        nll = torch.cat(token_nll) if config.nll_reduction == "token" else torch.stack(sequence_nll)
+        return nll.mean() + config.weight_of_odds * torch.stack(odds).mean()
+
+    return loss
+
+
+@pytest.fixture(scope="session")
+def fast_loss() -> Callable[..., torch.Tensor]:
+    """The loss of a whole table as one micro-batch, on the path that training takes."""
+
+    def loss(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tensor:
+        data = PairDataset(table)
+        pairs = np.arange(len(data))
+        batch = collate(data, pairs, config.nll_scope)
+        logps = pair_logps(SequenceScorer(model)(batch), batch)
+        return pair_losses(logps, data.nll_tokens(pairs, config.nll_scope), len(data), config).loss.sum()
+
+    return loss

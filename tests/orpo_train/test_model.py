@@ -1,0 +1,214 @@
+"""Models as scorers: every architecture against its own logits, the loss against TRL's and against plain autograd."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from orpo_data.errors import OrpoError
+from orpo_train.batching import PairDataset, collate
+from orpo_train.model import SequenceScorer, check_fits, check_head, load_model, pair_logps
+
+ARCHITECTURES = ["llama", "llama-tied", "gpt2", "opt", "opt-projected"]
+BOTH_SCOPES = pytest.mark.parametrize("scope", ["response", "prompt+response"])
+BOTH_REDUCTIONS = pytest.mark.parametrize("reduction", ["sequence", "token"])
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_scorer_equals_the_models_own_logits(kind: str, make_model: Make, make_table: Make) -> None:
+    """Padding included: the model's own logits are taken one unpadded sequence at a time."""
+    model, data = make_model(kind).eval(), PairDataset(make_table(5))
+    batch = collate(data, range(5))
+    with torch.no_grad():
+        ours = SequenceScorer(model)(batch)
+        theirs = []
+        for side in ("chosen", "rejected"):
+            for pair in range(5):
+                ids = torch.tensor(data.ids(pair, side)[None].astype(np.int64))
+                logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+                theirs.append(logps[data.prompt_len(pair) - 1 :])
+    torch.testing.assert_close(ours, torch.cat(theirs), rtol=1e-5, atol=1e-4)
+    assert ours.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kind", "name"), [("gemma2-capped", "Gemma2"), ("granite-scaled", "Granite")])
+def test_a_head_that_does_more_is_refused(kind: str, name: str, make_model: Make) -> None:
+    with pytest.raises(OrpoError, match=f"{name}ForCausalLM: does something between hidden states and logits"):
+        check_head(make_model(kind))
+
+
+def test_a_wrapped_head_is_refused(make_model: Make) -> None:
+    class Adapter(torch.nn.Linear):
+        pass
+
+    model = make_model("llama")
+    model.set_output_embeddings(Adapter(16, 600, bias=False))
+    with pytest.raises(OrpoError, match="output head is a Adapter, a plain Linear is needed"):
+        SequenceScorer(model)
+
+
+def test_checking_the_head_leaves_the_model_as_it_was(make_model: Make) -> None:
+    for training in (True, False):
+        model = make_model("gpt2-dropout").train(training)
+        check_head(model)
+        assert model.training is training
+
+
+def test_pair_logps_by_hand() -> None:
+    """Chosen: prompt token -1, responses -2 and -4; rejected: -3. Means -3 and -3; the NLL covers 1 + 2 + 4 over 3."""
+    batch = SimpleNamespace(
+        pairs=1,
+        sequence=torch.tensor([0, 0, 0, 1]),
+        in_response=torch.tensor([False, True, True, True]),
+    )
+    logps = pair_logps(torch.tensor([-1.0, -2.0, -4.0, -3.0]), batch)  # type: ignore[arg-type]
+    assert [value.tolist() for value in vars(logps).values()] == [[-3.0], [-3.0], [7.0], [3.0]]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@BOTH_SCOPES
+@BOTH_REDUCTIONS
+def test_loss_and_every_gradient_equal_plain_autograd(
+    kind: str,
+    scope: str,
+    reduction: str,
+    make_model: Make,
+    make_table: Make,
+    make_config: Make,
+    naive_loss: Make,
+    fast_loss: Make,
+) -> None:
+    config = make_config(nll_scope=scope, nll_reduction=reduction, lambda_=0.7)
+    table = make_table(4)
+    losses, gradients = [], []
+    for loss_of in (fast_loss, naive_loss):
+        model = make_model(kind, scale=3.0).eval()
+        loss = loss_of(model, table, config)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[1].items():
+        assert gradient is not None, name
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def _real_pairs(folder: Path, tokenizer: Any, source: str, count: int) -> list[tuple[list[int], list[int], list[int]]]:
+    """Short pairs of a published data set as (prompt, chosen, rejected) token ids."""
+    file = {"uf": "ultrafeedback_binarized/train.jsonl.gz", "hh": "hh_rlhf/harmless-base/test.jsonl.gz"}[source]
+    rows = []
+    with gzip.open(folder / file, "rt") as lines:
+        for row in map(json.loads, lines):
+            if source == "uf":
+                texts = (row["prompt"], row["chosen"], row["rejected"])
+            else:
+                cut = row["chosen"].rfind("Assistant:") + len("Assistant:")
+                texts = (row["chosen"][:cut], row["chosen"][cut:], row["rejected"][cut:])
+            ids = tuple(tokenizer(text)["input_ids"] for text in texts)
+            if all(ids) and len(ids[0]) + max(len(ids[1]), len(ids[2])) <= 256:
+                rows.append(ids)
+            if len(rows) == count:
+                break
+    return rows
+
+
+@pytest.mark.parametrize("source", ["uf", "hh"])
+def test_loss_equals_trls_on_real_pairs(
+    source: str,
+    real_data: Path,
+    chat_tokenizer_dir: Path,
+    make_model: Make,
+    make_table: Make,
+    make_config: Make,
+    fast_loss: Make,
+) -> None:
+    """Under TRL's conventions: NLL over prompt and answer, mean over the micro-batch's tokens."""
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(chat_tokenizer_dir)
+    table = make_table(_real_pairs(real_data, tokenizer, source, 12))
+    assert len(table) == 12
+    config = make_config(nll_scope="prompt+response", nll_reduction="token", lambda_=0.25)
+    model = make_model("llama", scale=2.0).eval()
+    trainer = orpo.ORPOTrainer.__new__(orpo.ORPOTrainer)
+    trainer.accelerator = SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda tensor: tensor)
+    trainer.is_encoder_decoder = trainer.aux_loss_enabled = False
+    trainer.padding_value, trainer.beta = 0, config.lambda_
+    with torch.no_grad():
+        theirs, metrics = trainer.get_batch_loss_metrics(model, _trl_batch(table))
+        ours = fast_loss(model, table, config)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    assert metrics["log_odds_chosen"] != 0
+
+
+def _trl_batch(table: pa.Table) -> dict[str, torch.Tensor]:
+    """What TRL's collator makes of such pairs: each side padded at the end, labels of the prompt -100."""
+    batch: dict[str, torch.Tensor] = {}
+    for side in ("chosen", "rejected"):
+        rows = table[f"{side}_input_ids"].to_pylist()
+        width = max(map(len, rows))
+        ids, mask, labels = (torch.full((len(rows), width), value) for value in (0, 0, -100))
+        for i, (row, prompt_len) in enumerate(zip(rows, table["prompt_len"].to_pylist(), strict=True)):
+            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+            labels[i, prompt_len : len(row)] = torch.tensor(row[prompt_len:])
+        batch |= {f"{side}_input_ids": ids, f"{side}_attention_mask": mask, f"{side}_labels": labels}
+    return batch
+
+
+# --- loading and fitting ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama-tied", "opt-projected"])
+def test_a_loaded_model_has_the_saved_weights_in_fp32(kind: str, make_model: Make, tmp_path: Path) -> None:
+    saved = make_model(kind)
+    saved.to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = load_model(tmp_path).state_dict()
+    for name, weight in saved.state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], weight.float())
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OrpoError, match=r"train\.model: cannot load") as caught:
+        load_model(tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_refused(make_model: Make, tmp_path: Path) -> None:
+    model = make_model("gpt2")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OrpoError, match=r"train\.model: cannot load"):
+        load_model(tmp_path)
+
+
+def test_missing_weights_are_refused(make_model: Make, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    make_model("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OrpoError, match=r"lacks weights, model\.norm\.weight"):
+        load_model(tmp_path)
+
+
+def test_unknown_token_ids_are_refused(make_model: Make, make_table: Make) -> None:
+    check_fits(make_model(), PairDataset(make_table([([1], [599], [2])])))
+    with pytest.raises(OrpoError, match="token id 600, the model knows 600"):
+        check_fits(make_model(), PairDataset(make_table([([1], [2], [600])])))
+
+
+def test_sequences_beyond_the_models_positions_are_refused(make_model: Make, make_table: Make) -> None:
+    check_fits(make_model(), PairDataset(make_table([([1] * 200, [2] * 56, [3])])))
+    with pytest.raises(OrpoError, match=r"257 tokens, the model takes 256: lower tokenize\.max_length"):
+        check_fits(make_model(), PairDataset(make_table([([1] * 200, [2], [3] * 57)])))

@@ -1,0 +1,119 @@
+"""The losses by hand, at their extremes, and against plain autograd in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from orpo_train.objectives import LARGEST_LOGP, log1mexp, log_odds, odds_ratio_loss, orpo_loss
+
+LOGPS = st.one_of(
+    st.floats(max_value=0.0, allow_nan=False, allow_infinity=True),
+    st.floats(-1e-5, 0.0),
+    st.sampled_from([0.0, -0.0, -1e-45, -1e-12, -1e-7, LARGEST_LOGP, math.log(0.5), -1e4, -3e38, -math.inf]),
+)
+ORDINARY = st.floats(-30.0, -1e-3)
+
+
+def test_the_loss_by_hand() -> None:
+    """P(chosen) = 1/2, P(rejected) = 1/5, lambda = 0.1.
+
+    odds(chosen) = 1, odds(rejected) = 1/4, odds ratio 4: log odds ratio log 4.
+    sigmoid(log 4) = 4/5, so L_OR = -log(4/5) and L = log 2 + 0.1 * log(5/4).
+    """
+    chosen, rejected = torch.tensor([0.5]).log(), torch.tensor([0.2]).log()
+    terms = orpo_loss(-chosen, chosen, rejected, lambda_=0.1)
+    assert terms.log_odds_chosen.item() == pytest.approx(math.log(4))
+    assert terms.log_odds_ratio.item() == pytest.approx(math.log(4 / 5))
+    assert terms.nll.item() == pytest.approx(math.log(2))
+    assert terms.loss.item() == pytest.approx(math.log(2) + 0.1 * math.log(5 / 4))
+    assert odds_ratio_loss(chosen, rejected).item() == pytest.approx(math.log(5 / 4))
+
+
+def test_equal_answers_cost_log_2_whatever_their_probability() -> None:
+    logps = torch.tensor([0.0, -1e-9, -0.3, -7.0, -1e4])
+    torch.testing.assert_close(odds_ratio_loss(logps, logps), torch.full((5,), math.log(2)))
+
+
+def test_values_are_per_pair_and_fp32() -> None:
+    chosen, rejected = torch.tensor([-1.0, -2.0], dtype=torch.bfloat16), torch.tensor([-2.0, -1.0], dtype=torch.bfloat16)
+    terms = orpo_loss(-chosen, chosen, rejected, 0.5)
+    for value in vars(terms).values():
+        assert value.shape == (2,)
+        assert value.dtype == torch.float32
+    one = orpo_loss(-chosen[1:], chosen[1:], rejected[1:], 0.5)
+    assert terms.loss[1] == one.loss[0]
+
+
+@given(st.one_of(st.floats(-200.0, -1e-3), st.floats(-1e-3, 2 * LARGEST_LOGP), st.just(-1e4)))
+@example(math.log(0.5))
+def test_log1mexp_is_accurate(x: float) -> None:
+    """Against float64, where log(-expm1(x)) and log1p(-exp(x)) are each good on their side."""
+    x32 = torch.tensor(x, dtype=torch.float32)
+    exact = math.log(-math.expm1(x32.item())) if x32 > -1 else math.log1p(-math.exp(x32.item()))
+    assert log1mexp(x32).item() == pytest.approx(exact, rel=1e-6, abs=1e-38)
+    assert log1mexp(x32.double()).item() == pytest.approx(exact, rel=1e-14, abs=1e-300)
+
+
+@given(LOGPS, LOGPS)
+@example(0.0, 0.0)
+@example(-1e-12, -1e4)
+@example(-1e4, 0.0)
+def test_loss_and_gradient_are_finite_everywhere(chosen: float, rejected: float) -> None:
+    """log P = 0 included; at log P = -inf the supervised loss is infinite by right, so its own input stays finite."""
+    pair = torch.tensor([max(chosen, -1e30), max(rejected, -1e30)], requires_grad=True)
+    terms = orpo_loss(-pair[:1], pair[:1], pair[1:], lambda_=1.0)
+    (gradient,) = torch.autograd.grad(terms.loss.sum(), pair)
+    assert terms.loss.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@given(LOGPS, LOGPS)
+def test_log_odds_never_fall_when_the_probability_rises(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assert log_odds(torch.tensor(low)) <= log_odds(torch.tensor(high)) + 1e-6 * abs(max(low, -1e30))
+
+
+@given(ORDINARY, ORDINARY, st.floats(0.0, 2.0))
+def test_gradient_equals_the_plain_formula_in_float64(chosen: float, rejected: float, lambda_: float) -> None:
+    def plain(pair: Tensor) -> Tensor:
+        odds = pair.exp() / (1 - pair.exp())
+        return -pair[0] - lambda_ * torch.log(1 / (1 + odds[1] / odds[0]))
+
+    ours, theirs = (torch.tensor([chosen, rejected], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    loss = orpo_loss(-ours[:1], ours[:1], ours[1:], lambda_).loss.sum()
+    loss.backward()
+    plain(theirs).backward()
+    assert loss.item() == pytest.approx(plain(theirs).item(), rel=1e-9)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-12)
+
+
+def test_the_papers_gradient() -> None:
+    """Section 4.3: the gradient is delta * h with delta = 1 / (1 + odds ratio) and h = dlogit/(1 - P) of each side.
+
+    P(chosen) = 0.9, P(rejected) = 0.5: odds 9 and 1, delta = 1/10; so d/dlogP is -0.1/0.1 = -1 for the chosen side
+    and +0.1/0.5 = 0.2 for the rejected.
+    """
+    pair = torch.tensor([0.9, 0.5], dtype=torch.float64).log().requires_grad_()
+    odds_ratio_loss(pair[:1], pair[1:]).sum().backward()
+    torch.testing.assert_close(pair.grad, torch.tensor([-1.0, 0.2], dtype=torch.float64))
+
+
+def test_the_gradient_vanishes_as_the_chosen_odds_win() -> None:
+    rejected = torch.tensor([-1.0, -5.0, -20.0, -80.0], requires_grad=True)
+    odds_ratio_loss(torch.full((4,), -1.0), rejected).sum().backward()
+    assert rejected.grad is not None
+    assert (rejected.grad.diff() < 0).all()
+    assert rejected.grad[-1] < 1e-30
+
+
+def test_at_the_clamp_value_and_gradient_stand_still() -> None:
+    x = torch.tensor([0.0, LARGEST_LOGP / 2], requires_grad=True)
+    values = log_odds(x)
+    values.sum().backward()
+    assert values.tolist() == [log_odds(torch.tensor(LARGEST_LOGP)).item()] * 2
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 0.0]

@@ -1,0 +1,285 @@
+"""The training stage: a complete model folder or none, made once, resumed to the same bytes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import orpo_data
+from orpo_data.errors import OrpoError, UsageError
+from orpo_data.manifest import read_manifest
+from orpo_train import loop
+from pipelines.training import fetch_model, model_fingerprint, train_model, training_job
+
+MODEL_FILES = {
+    "README.md", "_lineage.ndjson", "_manifest.json", "chat_template.jinja", "config.json", "curves.png",
+    "generation_config.json", "metrics.jsonl", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "train.json",
+}  # fmt: skip
+
+
+class PowerCut(BaseException):
+    """No code of ours catches this."""
+
+
+@pytest.fixture
+def cut_after_checkpoint(monkeypatch):
+    """The run dies right after saving the checkpoint of the given step."""
+    save = loop.save_checkpoint
+
+    def arm(at: int) -> None:
+        def save_and_die(root, step, *rest):
+            save(root, step, *rest)
+            if step == at:
+                raise PowerCut
+
+        monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+
+    yield arm
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+
+
+def metrics(model: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_model_folder_is_complete_and_sound(trained):
+    assert {path.name for path in trained.path.iterdir()} == MODEL_FILES
+    assert orpo_data.verify(trained.path).ok
+    assert [path.name for path in trained.path.parent.iterdir()] == ["model"]
+
+
+def test_model_opens_in_transformers_with_its_tokenizer(trained, prepared):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, report = AutoModelForCausalLM.from_pretrained(trained.path, use_safetensors=True, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(trained.path)
+    row = orpo_data.load(prepared / "tokenize", split="train")[0]
+    source = orpo_data.scan(prepared / "split").collect().to_dicts()
+    pair = next(pair for pair in source if pair["id"] == row["id"])
+    prompt = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=False)
+    assert list(prompt) == row["chosen_input_ids"][: row["prompt_len"]]
+    assert model(torch.tensor([row["chosen_input_ids"]])).logits.isfinite().all()
+
+
+def test_training_learned(trained, tiny_model_dir):
+    training = [line for line in metrics(trained.path) if "loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert training[-1]["nll_loss"] < training[0]["nll_loss"] - 0.5
+    assert (trained.path / "model.safetensors").read_bytes() != (tiny_model_dir / "model.safetensors").read_bytes()
+    assert "eval/log_odds_ratio" in trained.metrics
+
+
+def test_model_manifest_leads_back_to_the_raw_files(trained, prepared, tiny_model_dir):
+    manifest = read_manifest(trained.path)
+    assert manifest.inputs[0].fingerprint == read_manifest(prepared / "tokenize").fingerprint
+    assert (manifest.inputs[1].name, manifest.inputs[1].fingerprint) == (
+        str(tiny_model_dir),
+        model_fingerprint(tiny_model_dir),
+    )
+    stages = [node.manifest.stage for node in orpo_data.lineage(trained.path).nodes]
+    assert stages == ["ingest", "ingest", "binarize", "clean", "split", "tokenize", "train"]
+    row = orpo_data.load(prepared / "tokenize", split="train")[0]["id"]
+    (story,) = orpo_data.lineage(trained.path, row).rows
+    assert [decision.stage for decision in story.decisions] == ["ingest", "binarize", "clean", "split", "tokenize"]
+
+
+def test_model_card_says_what_the_model_is(trained, prepared):
+    text = (trained.path / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["pipeline_tag"] == "text-generation"
+    data = read_manifest(prepared / "tokenize").fingerprint
+    assert f"fingerprint `{data}`" in body
+    assert f"Fingerprint `{trained.fingerprint}`" in body
+    assert "| lambda | 0.1 |" in body
+    assert "| learning_rate | 0.01 |" in body
+    assert "covers the chosen answer, averaged over each sequence, then over the pairs" in body
+    assert f"| loss | {trained.metrics['loss']:.5g} |" in body
+
+
+def test_train_json_has_every_setting(trained, tiny_training):
+    saved = json.loads((trained.path / "train.json").read_text())
+    expected = tiny_training().model_dump(mode="json", by_alias=True)
+    assert saved["config"] == expected
+    assert (saved["steps"], saved["pairs"]) == (6, 24)
+
+
+# --- run again -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_model(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained.path, tmp_path / "model"))
+
+
+def test_unchanged_is_not_trained_again(own_model, prepared, tiny_training, monkeypatch):
+    monkeypatch.delattr("pipelines.training.train")
+    report = train_model(prepared / "tokenize", tiny_training(), own_model, job="test")
+    assert (report.ran, report.why) == (False, "unchanged")
+
+
+def test_a_moved_base_model_is_the_same_model(own_model, prepared, tiny_training, tiny_model_dir, tmp_path):
+    moved = shutil.copytree(tiny_model_dir, tmp_path / "elsewhere")
+    assert not train_model(prepared / "tokenize", tiny_training(model=str(moved)), own_model, job="test").ran
+
+
+def test_changed_setting_trains_again(own_model, trained, prepared, tiny_training):
+    report = train_model(prepared / "tokenize", tiny_training(lambda_=1.0), own_model, job="test")
+    assert (report.ran, report.why) == (True, "changed: config.lambda: 0.1 -> 1.0")
+    assert report.content_hash != trained.content_hash
+    assert {path.name for path in own_model.iterdir()} == MODEL_FILES
+
+
+def test_other_weights_train_again(own_model, prepared, tiny_training, tiny_model_dir, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    other = Path(shutil.copytree(tiny_model_dir, tmp_path / "other"))
+    model = AutoModelForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(other)
+    report = train_model(prepared / "tokenize", tiny_training(model=str(other), max_steps=1), own_model, job="test")
+    assert "inputs[1]" in report.why
+
+
+def test_missing_weights_train_again(own_model, trained, prepared, tiny_training):
+    (own_model / "model.safetensors").unlink()
+    report = train_model(prepared / "tokenize", tiny_training(), own_model, job="test")
+    assert "damaged" in report.why
+    assert report.content_hash == trained.content_hash
+
+
+# --- interrupted -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_resumed_run_ends_in_the_same_bytes(trained, prepared, tiny_training, tmp_path, cut_after_checkpoint, step):
+    output = tmp_path / "model"
+    cut_after_checkpoint(step)
+    with pytest.raises(PowerCut):
+        train_model(prepared / "tokenize", tiny_training(), output, job="test")
+    assert not output.exists()
+    cut_after_checkpoint(-1)
+    steps_run = []
+    with pytest.MonkeyPatch.context() as patch:
+        once = loop.optimizer_step
+        patch.setattr(loop, "optimizer_step", lambda *given: steps_run.append(given[5]) or once(*given))
+        report = train_model(prepared / "tokenize", tiny_training(), output, job="test")
+    assert steps_run == list(range(step, 6))
+    assert report.content_hash == trained.content_hash
+    for name in ("model.safetensors", "metrics.jsonl", "train.json", "README.md"):
+        assert (output / name).read_bytes() == (trained.path / name).read_bytes()
+    assert {path.name for path in output.iterdir()} == MODEL_FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_checkpoints_of_other_settings_are_not_used(prepared, tiny_training, tmp_path, cut_after_checkpoint):
+    output = tmp_path / "model"
+    cut_after_checkpoint(2)
+    with pytest.raises(PowerCut):
+        train_model(prepared / "tokenize", tiny_training(), output, job="test")
+    cut_after_checkpoint(-1)
+    train_model(prepared / "tokenize", tiny_training(seed=7, max_steps=2), output, job="test")
+    assert [line["step"] for line in metrics(output) if "loss" in line] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failed_run_leaves_the_model_before_it(own_model, prepared, tiny_training, snapshot, cut_after_checkpoint):
+    before = snapshot(own_model)
+    cut_after_checkpoint(2)
+    with pytest.raises(PowerCut):
+        train_model(prepared / "tokenize", tiny_training(seed=1), own_model, job="test")
+    assert snapshot(own_model) == before
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+def test_dataset_of_another_stage_is_refused(prepared, tiny_training, tmp_path):
+    with pytest.raises(OrpoError, match=r"split: is the output of split, training needs the output of tokenize"):
+        train_model(prepared / "split", tiny_training(), tmp_path / "model", job="test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_holds_something_else_is_refused(prepared, tiny_training, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OrpoError, match="holds something else"):
+        train_model(prepared / "tokenize", tiny_training(), tmp_path / "model", job="test")
+    assert (tmp_path / "model" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_dataset_is_not_replaced_by_a_model(own_run, prepared, tiny_training, snapshot):
+    before = snapshot(own_run / "clean")
+    with pytest.raises(OrpoError, match="holds the output of clean"):
+        train_model(prepared / "tokenize", tiny_training(), own_run / "clean", job="test")
+    assert snapshot(own_run / "clean") == before
+
+
+def test_pickled_weights_are_refused(prepared, tiny_training, tiny_model_dir, tmp_path):
+    from safetensors.torch import load_file
+
+    pickled = Path(shutil.copytree(tiny_model_dir, tmp_path / "pickled"))
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(OrpoError, match=r"train\.model: cannot load .*pickled"):
+        train_model(prepared / "tokenize", tiny_training(model=str(pickled)), tmp_path / "model", job="test")
+
+
+def test_model_that_does_not_know_the_tokens_is_refused(prepared, tiny_training, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "small")
+    with pytest.raises(OrpoError, match=r"token id \d+, the model knows 50"):
+        train_model(prepared / "tokenize", tiny_training(model=str(tmp_path / "small")), tmp_path / "m", job="test")
+    assert not (tmp_path / "m").exists()
+
+
+def test_unknown_model_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("nobody/no-such-model", "no such model!"):
+        with pytest.raises(OrpoError, match=r"train\.model: 'no.*is no local folder and cannot be had") as caught:
+            fetch_model(name, None)
+        assert "\n" not in str(caught.value)
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+def test_job_of_a_recipe(recipe_file, tiny_model_dir, tmp_path):
+    job = training_job(str(recipe_file(f"train={{model: {tiny_model_dir}}}")), None, "other", tmp_path, ["train.seed=3"])
+    assert (job.name, job.dataset, job.output) == ("test", tmp_path / "tokenize", tmp_path / "model")
+    assert (job.config.model, job.config.seed) == ("other", 3)
+
+
+def test_job_of_a_recipe_without_training(recipe_file):
+    with pytest.raises(UsageError, match="has no `train` section"):
+        training_job(str(recipe_file()), None, None, None, [])
+
+
+def test_job_of_a_dataset_and_a_model(tmp_path):
+    job = training_job(None, tmp_path / "tokenize", "m", None, ["train.lambda=0.5"])
+    assert (job.output, job.config.model, job.config.lambda_) == (tmp_path / "model", "m", 0.5)
+    with pytest.raises(UsageError, match="only train.KEY=VALUE"):
+        training_job(None, tmp_path / "tokenize", "m", None, ["lambda=0.5"])
+
+
+def test_train_command_trains_what_the_recipe_says(orpo, recipe_file, own_run, tiny_model_dir):
+    recipe = recipe_file(f"train={{model: {tiny_model_dir}, max_steps: 2, batch_size: 4, precision: fp32}}")
+    done = orpo("train", recipe, "-o", own_run, "--json")
+    assert done.code == 0
+    report = json.loads(done.out)
+    assert (report["ran"], report["path"]) == (True, str(own_run / "model"))
+    again = orpo("train", recipe, "-o", own_run)
+    assert "(unchanged)" in again.out
+    by_parts = orpo(
+        "train", "--dataset", own_run / "tokenize", "--model", tiny_model_dir, "-o", own_run / "parts", "--json",
+        "--set", "train.max_steps=2", "--set", "train.batch_size=4", "--set", "train.precision=fp32",
+    )  # fmt: skip
+    assert json.loads(by_parts.out)["content_hash"] == report["content_hash"]
