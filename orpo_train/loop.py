@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -33,6 +34,7 @@ METRICS_NAME, CURVES_NAME, TRAIN_NAME = "metrics.jsonl", "curves.png", "train.js
 
 # settings that change how fast a run goes or what it reports, never its weights
 NOT_IDENTITY = {"model", "revision", "micro_batch_size", "log_every", "eval_every", "save_every", "keep_checkpoints"}
+NOT_IDENTITY |= {"trackers", "trust_remote_code"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def train(
     in the same weights, bit for bit. Raises OrpoError when data, model and settings do not fit together, or when the
     loss is not finite.
     """
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=config.trackers or None,
@@ -108,6 +111,7 @@ def train(
     if config.trackers:
         accelerator.end_training()
     accelerator.wait_for_everyone()
+    accelerator.free_memory()  # what follows in this process may load a model of its own
     return report
 
 
@@ -245,10 +249,13 @@ class MetricsLog:
 
     def __init__(self, path: Path, first: int, accelerator: Accelerator) -> None:
         self._path, self._accelerator = path, accelerator
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and first else []
+        whole = path.read_text().split("\n")[:-1] if path.exists() and first else []  # a torn last line has no end
+        lines = [json.loads(line) for line in whole]
         self.lines: list[dict[str, Any]] = [line for line in lines if line["step"] <= first]
         if accelerator.is_main_process:
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            partial.replace(path)  # killed here, or read by another process, the old lines are still whole
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         line = {"step": step, **metrics}

@@ -96,7 +96,6 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train on a tokenized dataset; a run that was interrupted goes on where it was."""
-    from pipelines.console import out
     from pipelines.training import train_model, training_job
 
     job = training_job(recipe, dataset, model, output, overrides or [])
@@ -104,7 +103,7 @@ def train(
     if as_json:
         print(json.dumps(report.to_json()))
     else:
-        out.print(report.summary())
+        print(report.summary())
 
 
 @app.command()
@@ -125,7 +124,7 @@ def evaluate(
         print(json.dumps(report.result["after"] | {"path": str(report.path)}))
     else:
         out.print(evaluation_table(report.result))
-        out.print(f"{report.path / 'report.html'}")
+        print(report.path / "report.html")
 
 
 @app.command()

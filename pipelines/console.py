@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_data.chat import Chat
+from orpo_data.errors import OrpoError
 from orpo_data.history import Decision, Lineage
 from orpo_data.manifest import Manifest
 from orpo_data.shards import read_table
@@ -66,9 +68,10 @@ def report_json(report: StageReport) -> dict[str, Any]:
 
 def print_dataset(folder: Path, manifest: Manifest, rows: int) -> None:
     """Counts, lengths and the first rows of each split."""
-    out.print(
-        f"[bold]{folder}[/bold]  {manifest.stage}, {manifest.rows:,} rows, fingerprint {manifest.fingerprint[:12]}"
-    )
+    if manifest.stage in ("train", "evaluate"):
+        raise OrpoError(f"{folder}: is the output of {manifest.stage}, rows are in the output of a data stage")
+    name = escape(str(folder))
+    out.print(f"[bold]{name}[/bold]  {manifest.stage}, {manifest.rows:,} rows, fingerprint {manifest.fingerprint[:12]}")
     for step in manifest.steps:
         source = f" ({step.source})" if step.source else ""
         reasons = "".join(f", {count:,} {reason}" for reason, count in step.dropped.items())
@@ -76,6 +79,8 @@ def print_dataset(folder: Path, manifest: Manifest, rows: int) -> None:
     for split in manifest.splits or ["train"]:
         table = read_table(folder, split)
         out.print(f"\n[bold]{split}[/bold]: {len(table):,} rows")
+        if not len(table):
+            continue
         if "chosen_input_ids" in table.schema.names:
             _print_lengths(table)
             _print_tokenized(table.slice(0, rows).to_pylist(), _chat_of(manifest))
@@ -120,7 +125,8 @@ def _print_tokenized(rows: Sequence[dict[str, Any]], chat: Chat) -> None:
 
 
 def _print_text_row(row: dict[str, Any]) -> None:
-    out.print(f"\n[bold]{row['id']}[/bold]  {row['source']} {row['source_file']} row {row['source_row']}")
+    origin = escape(f"{row['source']} {row['source_file']}")
+    out.print(f"\n[bold]{row['id']}[/bold]  {origin} row {row['source_row']}")
     for turn in row["prompt"]:
         out.print(Padding(Text(f"{turn['role']}: {turn['content']}", "dim"), (0, 2)))
     for side in ("chosen", "rejected"):
@@ -135,17 +141,20 @@ def print_lineage(chain: Lineage) -> None:
     """The stages from the raw files on, and the way of each row asked for."""
     if chain.rows:
         for row in chain.rows:
-            out.print(f"[bold]{row.id}[/bold]  from {row.origin.source}: {row.origin.file}, row {row.origin.row}")
+            origin = escape(f"{row.origin.source}: {row.origin.file}")
+            out.print(f"[bold]{row.id}[/bold]  from {origin}, row {row.origin.row}")
             for decision in row.decisions:
                 out.print(_decision_line(decision))
         return
     for node in chain.nodes:
         note = "" if node.sound else "  [red](changed since the next stage read it)[/red]"
-        out.print(f"[bold]{node.manifest.stage}[/bold]  {node.path}  {node.manifest.content_hash[:12]}{note}")
+        out.print(
+            f"[bold]{node.manifest.stage}[/bold]  {escape(str(node.path))}  {node.manifest.content_hash[:12]}{note}"
+        )
         for item in node.manifest.inputs:
             if item.path is None:
                 revision = f" at {item.revision}" if item.revision else ""
-                out.print(f"  raw file {item.name}{revision}  sha256 {item.fingerprint[:12]}")
+                out.print(f"  raw file {escape(item.name)}{revision}  sha256 {item.fingerprint[:12]}")
         for step in node.manifest.steps:
             reasons = "".join(f", {count:,} {reason}" for reason, count in step.dropped.items())
             out.print(f"  {step.step} v{step.version}: {step.rows_in:,} in, {step.rows_out:,} out{reasons}")

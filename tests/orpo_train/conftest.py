@@ -90,7 +90,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 @pytest.fixture(autouse=True)
 def _one_accelerator_at_a_time() -> Iterator[None]:
     """accelerate keeps its state in class attributes: precision and device of an earlier test must not leak."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # more only get in each other's way at this size
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()

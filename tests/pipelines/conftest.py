@@ -90,7 +90,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_dir:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,

@@ -122,6 +122,40 @@ def test_inspect_prints_markup_in_data_as_it_is(orpo, recipe_file, tmp_path):
     assert all(text in done.out for text in row.values())
 
 
+def test_names_that_look_like_markup_are_printed_as_they_are(orpo, recipe_file, make_recipe, tmp_path):
+    raw = tmp_path / "raw [red]pairs"
+    raw.mkdir()
+    row = {"prompt": "Q?", "chosen": "Yes.", "rejected": "No."}
+    (raw / "a [bold].jsonl").write_text(json.dumps(row) + "\n")
+    recipe = recipe_file(f"sources=[{{dataset: pairs, path: '{raw}'}}]")
+    output = tmp_path / "out [blue]"
+    assert orpo("stage", "ingest", recipe, "-o", output).code == 0
+    told = orpo("inspect", output / "pairs").out
+    assert str(output / "pairs") in told
+    assert "a [bold].jsonl" in told
+    row_id = orpo_data.load(output / "pairs", split="train")[0]["id"]
+    for arguments in ([], ["--row", row_id]):
+        told = orpo("lineage", output / "pairs", *arguments)
+        assert told.code == 0
+        assert "a [bold].jsonl" in told.out
+    assert str(output / "pairs") in orpo("lineage", output / "pairs").out
+
+
+def test_inspect_of_an_empty_split(orpo, recipe_file, tmp_path):
+    assert orpo("prepare", recipe_file("split.eval_fraction=0.0"), "-o", tmp_path / "out").code == 0
+    for stage in ("split", "tokenize"):
+        done = orpo("inspect", tmp_path / "out" / stage)
+        assert done.code == 0
+        assert "eval: 0 rows" in done.out
+
+
+def test_inspect_of_a_model_is_told_in_one_line(orpo, trained):
+    done = orpo("inspect", trained.path)
+    assert done.code == 1
+    assert done.err.startswith(f"orpo: {trained.path}: ")
+    assert done.err.count("\n") == 1
+
+
 def test_inspect_as_json_is_the_manifest(orpo, prepared):
     done = orpo("inspect", prepared / "clean", "--json")
     assert json.loads(done.out)["content_hash"] == read_manifest(prepared / "clean").content_hash

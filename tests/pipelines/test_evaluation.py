@@ -79,8 +79,8 @@ def test_samples_without_the_text_dataset_are_left_empty(trained, prepared, tmp_
 def test_page_stands_alone_and_escapes_what_models_say(evaluated, trained, prepared, tmp_path, monkeypatch):
     page = (evaluated.path / "report.html").read_text()
     assert "Evaluation of model" in page
-    assert "src=\"http" not in page
-    assert "href=\"http" not in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page
     judge = evaluation.evaluate
 
     def evil(*arguments, **settings):

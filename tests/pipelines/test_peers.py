@@ -19,11 +19,10 @@ def quick(tmp_path: Path) -> dict[str, object]:
         "output_dir": str(tmp_path),
         "max_steps": 1,
         "per_device_train_batch_size": 2,
-        "max_length": 128,
+        "max_length": 1024,
         "report_to": [],
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
         "save_strategy": "no",
         "disable_tqdm": True,
     }

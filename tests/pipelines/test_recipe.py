@@ -37,7 +37,13 @@ FULL: dict[str, Any] = {
         "overlong_prompt": "drop",
         "overlong_response": "drop",
     },
-    "train": {"model": "some/model", "lambda": 0.25, "learning_rate": 1e-5, "batch_size": 8, "trackers": ["tensorboard"]},
+    "train": {
+        "model": "some/model",
+        "lambda": 0.25,
+        "learning_rate": 1e-5,
+        "batch_size": 8,
+        "trackers": ["tensorboard"],
+    },
     "evaluate": {"max_pairs": 10, "samples": 1, "max_new_tokens": 5},
 }
 LEAST = {
@@ -215,7 +221,10 @@ def test_bad_override_is_named(override, says):
     assert says in str(caught.value)
 
 
-@given(value=st.none() | st.booleans() | st.integers() | st.text(), keys=st.lists(st.from_regex("[a-z]+", fullmatch=True), min_size=1))
+@given(
+    value=st.none() | st.booleans() | st.integers() | st.text(),
+    keys=st.lists(st.from_regex("[a-z]+", fullmatch=True), min_size=1),
+)
 def test_any_value_can_be_set_anywhere(value, keys):
     document: dict[str, Any] = {}
     apply_override(document, f"{'.'.join(keys)}={yaml.safe_dump(value)}")

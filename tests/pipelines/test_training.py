@@ -253,7 +253,9 @@ def test_unknown_model_is_one_line(monkeypatch):
 
 
 def test_job_of_a_recipe(recipe_file, tiny_model_dir, tmp_path):
-    job = training_job(str(recipe_file(f"train={{model: {tiny_model_dir}}}")), None, "other", tmp_path, ["train.seed=3"])
+    job = training_job(
+        str(recipe_file(f"train={{model: {tiny_model_dir}}}")), None, "other", tmp_path, ["train.seed=3"]
+    )
     assert (job.name, job.dataset, job.output) == ("test", tmp_path / "tokenize", tmp_path / "model")
     assert (job.config.model, job.config.seed) == ("other", 3)
 
@@ -266,7 +268,7 @@ def test_job_of_a_recipe_without_training(recipe_file):
 def test_job_of_a_dataset_and_a_model(tmp_path):
     job = training_job(None, tmp_path / "tokenize", "m", None, ["train.lambda=0.5"])
     assert (job.output, job.config.model, job.config.lambda_) == (tmp_path / "model", "m", 0.5)
-    with pytest.raises(UsageError, match="only train.KEY=VALUE"):
+    with pytest.raises(UsageError, match=r"only train\.KEY=VALUE"):
         training_job(None, tmp_path / "tokenize", "m", None, ["lambda=0.5"])
 
 

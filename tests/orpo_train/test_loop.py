@@ -1,0 +1,354 @@
+"""The training loop: one loss per global batch, its metrics, its files, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from orpo_data.errors import OrpoError
+from orpo_train import loop
+from orpo_train.batching import PairDataset, global_batch
+from orpo_train.loop import METRICS, TrainReport, make_optimizer, optimizer_step, total_steps, train
+from orpo_train.model import SequenceScorer
+from orpo_train.schedule import learning_rate_factor
+
+Make = Callable[..., Any]
+ROOT = Path(__file__).parent.parent.parent
+KNOWN_NAMES = {
+    *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+    *("logps/chosen", "logps/rejected", "nll_loss", "log_odds_ratio", "log_odds_chosen"),
+}
+
+
+@pytest.fixture
+def run(model_folder: Make, make_table: Make, make_config: Make, tmp_path: Path) -> Callable[..., TrainReport]:
+    """train() of a tiny model on ten pairs in tmp_path / "run"."""
+
+    def start(
+        kind: str = "llama", table: pa.Table | None = None, held_out: pa.Table | None = None, **settings: Any
+    ) -> TrainReport:
+        config = make_config(**{"model": str(model_folder(kind)), "epochs": 2} | settings)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        return train(config, table if table is not None else make_table(10), held_out, tmp_path / "run", "f" * 64)
+
+    return start
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- one number for a global batch -----------------------------------------------------------------------------------
+
+
+def _one_step(model: Any, table: pa.Table, config: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics of step 0 and the gradients it made."""
+    gradients: dict[str, torch.Tensor] = {}
+
+    class Keep(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    accelerator = Accelerator(cpu=True)
+    optimizer = Keep(model.parameters(), lr=0.1)
+    metrics = optimizer_step(accelerator, SequenceScorer(model), optimizer, PairDataset(table), config, 0, 10)
+    return metrics, gradients
+
+
+@settings(max_examples=12)
+@given(
+    micro=st.integers(1, 8),
+    scope=st.sampled_from(["response", "prompt+response"]),
+    reduction=st.sampled_from(["sequence", "token"]),
+    seed=st.integers(0, 20),
+)
+def test_micro_batches_change_neither_loss_nor_gradient(
+    micro: int,
+    scope: str,
+    reduction: str,
+    seed: int,
+    make_model: Make,
+    make_table: Make,
+    make_config: Make,
+    naive_loss: Make,
+) -> None:
+    """Against the loss of the whole batch by full logits and plain autograd, one sequence at a time."""
+    table = make_table(7, seed=seed)
+    config = make_config(
+        nll_scope=scope, nll_reduction=reduction, batch_size=7, micro_batch_size=micro, lambda_=0.5, max_grad_norm=1e9
+    )
+    model = make_model("llama", scale=3.0)
+    metrics, gradients = _one_step(model, table, config)
+    reference = make_model("llama", scale=3.0)
+    loss = naive_loss(reference, table, config)
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_short_last_batch_is_normalised_by_its_own_pairs(
+    make_model: Make, make_table: Make, make_config: Make, naive_loss: Make
+) -> None:
+    table, config = make_table(7), make_config(batch_size=4)
+    model = make_model()
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    expected = naive_loss(model, table.take(global_batch(7, 4, config.seed, 1)), config).item()
+    metrics = optimizer_step(accelerator, SequenceScorer(model), optimizer, PairDataset(table), config, 1, 2)
+    assert metrics["pairs"] == 3
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from orpo_train.config import TrainConfig
+from orpo_train.loop import train
+
+folder = Path(sys.argv[1])
+tables = [pa.ipc.open_stream(folder / f"{name}.arrow").read_all() for name in ("train", "eval")]
+config = TrainConfig.model_validate_json((folder / "config.json").read_text())
+train(config, *tables, folder / sys.argv[2], "f" * 64)
+"""
+
+
+def _launch(folder: Path, output: str, processes: int) -> None:
+    """The worker under `accelerate launch`; its whole process group is gone afterwards."""
+    (folder / output).mkdir()
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command = [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, str(folder / "worker.py"), str(folder), output],
+        start_new_session=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=120)
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_two_processes_end_in_the_weights_of_one(
+    model_folder: Make, make_table: Make, make_config: Make, tmp_path: Path
+) -> None:
+    """Nine pairs in batches of five: one process has a pair less, and stands in. Seventeen held-out pairs are scored
+    in two passes by the first process and in one by the second."""
+    config = make_config(
+        model=str(model_folder("llama")), batch_size=5, micro_batch_size=1, epochs=2, nll_reduction="token",
+        eval_every=2, save_every=2, learning_rate=1e-3,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    (tmp_path / "worker.py").write_text(WORKER)
+    for name, pairs in (("train", 9), ("eval", 17)):
+        table = make_table(pairs)
+        with pa.ipc.new_stream(tmp_path / f"{name}.arrow", table.schema) as writer:
+            writer.write_table(table)
+    _launch(tmp_path, "one", 1)
+    _launch(tmp_path, "two", 2)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+    for first, second in zip(_lines(tmp_path / "one"), _lines(tmp_path / "two"), strict=True):
+        assert second == pytest.approx(first, rel=1e-3, abs=1e-4)
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_exactly_these_files(run: Make, make_table: Make, tmp_path: Path) -> None:
+    report = run(held_out=make_table(3, seed=1), save_every=4)
+    files = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    model = {"config.json", "generation_config.json", "model.safetensors"}
+    checkpoint = {f"checkpoints/step-000004/{n}" for n in ("model.safetensors", "optimizer.safetensors", "state.json")}
+    assert files == model | checkpoint | {"metrics.jsonl", "curves.png", "train.json"}
+    written = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert written["metrics"] == report.metrics
+    assert written["config"]["lambda"] == 0.1
+    assert (written["steps"], written["dataset"]) == (6, "f" * 64)
+
+
+def test_the_report_counts_what_was_read(run: Make, make_table: Make) -> None:
+    table = make_table(10)
+    report = run(table=table, batch_size=4, epochs=2)
+    assert (report.steps, report.pairs, report.tokens) == (6, 20, 2 * PairDataset(table).tokens)
+    short = run(table=table, batch_size=4, epochs=2, max_steps=1)
+    assert (short.steps, short.pairs) == (1, 4)
+
+
+def test_metrics_have_the_names_users_know(run: Make, make_table: Make, tmp_path: Path) -> None:
+    run(held_out=make_table(3, seed=1), eval_every=2, epochs=1)
+    lines = _lines(tmp_path / "run")
+    training, evaluations = ([x for x in lines if ("eval/loss" in x) is which] for which in (False, True))
+    assert [line["step"] for line in training] == [1, 2, 3]
+    assert [line["step"] for line in evaluations] == [2, 3]
+    assert set(METRICS) == KNOWN_NAMES | {"loss"}
+    for line in training:
+        assert line.keys() == {"step", *METRICS, "grad_norm", "learning_rate", "tokens", "pairs"}
+    for line in evaluations:
+        assert line.keys() == {"step", *(f"eval/{name}" for name in METRICS)}
+
+
+def test_metrics_mean_what_they_say(run: Make, make_table: Make, tmp_path: Path) -> None:
+    """Per pair means, and with one global batch loss = nll - lambda * log_odds_ratio; a reward is lambda * logp."""
+    run(lambda_=0.5, batch_size=10, epochs=1, held_out=make_table(10), learning_rate=1e-12)
+    line, held_out = _lines(tmp_path / "run")
+    assert line["loss"] == pytest.approx(line["nll_loss"] - 0.5 * line["log_odds_ratio"], rel=1e-5)
+    assert line["nll_loss"] == pytest.approx(-line["logps/chosen"], rel=1e-5)
+    assert line["rewards/chosen"] == pytest.approx(0.5 * line["logps/chosen"], rel=1e-5)
+    assert line["rewards/margins"] == pytest.approx(line["rewards/chosen"] - line["rewards/rejected"], abs=1e-5)
+    assert 0 <= line["rewards/accuracies"] <= 1
+    for name in METRICS:
+        assert held_out[f"eval/{name}"] == pytest.approx(line[name], rel=1e-4, abs=1e-5)
+
+
+def test_log_every_thins_the_lines_and_keeps_the_last(run: Make, tmp_path: Path) -> None:
+    run(log_every=4)
+    assert [line["step"] for line in _lines(tmp_path / "run")] == [4, 6]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "opt-projected"])
+def test_a_tiny_set_is_learnt(kind: str, precision: str, run: Make, make_table: Make, tmp_path: Path) -> None:
+    table = make_table(4)
+    run(kind, table=table, precision=precision, epochs=15, learning_rate=3e-2, lambda_=0.5)
+    first, *_, last = _lines(tmp_path / "run")
+    assert last["loss"] < 0.6 * first["loss"]
+    assert last["log_odds_chosen"] > first["log_odds_chosen"] + 1
+    assert last["rewards/accuracies"] == 1
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_two_runs_of_different_precision_in_one_process(run: Make) -> None:
+    assert run(precision="fp32", max_steps=1).metrics["loss"] != run(precision="bf16", max_steps=1).metrics["loss"]
+
+
+def test_gradient_checkpointing_changes_nothing(run: Make, tmp_path: Path) -> None:
+    run(gradient_checkpointing=False)
+    plain = (_lines(tmp_path / "run"), load_file(tmp_path / "run" / "model.safetensors"))
+    run(gradient_checkpointing=True)
+    assert [line["loss"] for line in _lines(tmp_path / "run")] == pytest.approx([line["loss"] for line in plain[0]])
+    for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
+        torch.testing.assert_close(weight, plain[1][name])
+
+
+def test_sft_learns_from_the_chosen_answers_only(run: Make, make_table: Make, tmp_path: Path) -> None:
+    rows = [([5], [6, 7], [8, 9]), ([5], [6, 7], [10, 11, 12])]
+    weights = []
+    for rejected in (0, 1):
+        same_chosen = [(prompt, chosen, rows[rejected][2]) for prompt, chosen, _ in rows]
+        run(table=make_table(same_chosen), objective="sft", epochs=3)
+        weights.append(load_file(tmp_path / "run" / "model.safetensors"))
+        for line in _lines(tmp_path / "run"):
+            assert line["loss"] == pytest.approx(line["nll_loss"])
+            assert line["rewards/chosen"] == 0
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name])
+
+
+def test_learning_rates_follow_the_schedule(run: Make, tmp_path: Path) -> None:
+    run(schedule="cosine", warmup_steps=2, max_steps=5, learning_rate=0.01)
+    rates = [line["learning_rate"] for line in _lines(tmp_path / "run")]
+    assert rates == pytest.approx([0.01 * learning_rate_factor("cosine", step, 2, 5) for step in range(5)])
+
+
+def test_max_steps_stops_within_the_epochs(make_config: Make) -> None:
+    assert total_steps(make_config(batch_size=4, epochs=3), 10) == 9
+    assert total_steps(make_config(batch_size=4, epochs=3, max_steps=7), 10) == 7
+    assert total_steps(make_config(batch_size=4, epochs=3, max_steps=70), 10) == 9
+
+
+def test_gradients_are_clipped_before_the_step(make_model: Make, make_table: Make, make_config: Make) -> None:
+    table = make_table(4)
+    metrics, clipped = _one_step(make_model(scale=3.0), table, make_config(max_grad_norm=1e-3))
+    norm = torch.stack([gradient.norm() for gradient in clipped.values()]).norm()
+    assert metrics["grad_norm"] > 1e-2
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_decay_acts_on_matrices_only(make_model: Make, make_config: Make) -> None:
+    groups = make_optimizer(make_model("gpt2"), make_config(weight_decay=0.1)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert {p.dim() for p in groups[0]["params"]} == {2}
+    assert {p.dim() for p in groups[1]["params"]} == {1}
+
+
+# --- what it refuses -------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(run: Make, model_folder: Make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    whole = loop.pair_losses
+
+    def broken(*args: Any) -> Any:
+        terms = whole(*args)
+        terms.loss.data.fill_(torch.nan)
+        return terms
+
+    monkeypatch.setattr(loop, "pair_losses", broken)
+    with pytest.raises(OrpoError, match=r"step 1: the loss is nan.*lower train\.learning_rate"):
+        run()
+
+
+def test_data_that_does_not_fit_the_model_is_refused(run: Make, make_table: Make) -> None:
+    fits, odd, long = (make_table([row]) for row in (([1], [2], [3]), ([1], [2], [700]), ([1] * 300, [2], [3])))
+    for table, held_out, message in ((odd, None, "token id 700"), (fits, odd, "token id 700"), (long, None, "301")):
+        with pytest.raises(OrpoError, match=message):
+            run(table=table, held_out=held_out)
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+class Notes(GeneralTracker):
+    """A tracker that remembers."""
+
+    name = "notes"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {}
+        self.logged: list[tuple[int | None, dict[str, Any]]] = []
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        self.logged.append((step, values))
+
+
+def test_trackers_see_every_line(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Notes()
+    monkeypatch.setattr(loop, "Accelerator", lambda **options: Accelerator(**options | {"log_with": [notes]}))
+    run(trackers=["notes"])
+    assert notes.settings["lambda"] == 0.1
+    assert [{"step": step, **values} for step, values in notes.logged] == _lines(tmp_path / "run")
