@@ -7,6 +7,7 @@ A folder holds uncompressed Arrow IPC *stream* files of a fixed 1,000 rows a rec
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ROWS_PER_BATCH = 1_000
 ROWS_PER_SHARD = 50_000  # a whole number of batches, so that shards do not depend on how rows arrived
 DROPPED_FOLDER = "dropped"
+DATASETS_CACHE = re.compile(r"cache-\w+\.arrow")
 
 
 def shard_name(index: int, count: int) -> str:
@@ -249,9 +251,13 @@ def remove_folder(folder: Path) -> None:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every file below `folder` but the manifest, as sorted relative posix paths."""
+    """Every file below `folder` but the manifest, as sorted relative posix paths.
+
+    The caches that `datasets` puts beside a memory-mapped dataset (`map`, `filter`) are nobody's: they are passed over.
+    """
     files = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    return sorted(p.relative_to(folder).as_posix() for p in files if p != folder / MANIFEST_NAME)
+    ours = (file for file in files if file != folder / MANIFEST_NAME and not DATASETS_CACHE.fullmatch(file.name))
+    return sorted(file.relative_to(folder).as_posix() for file in ours)
 
 
 def open_shard(path: Path) -> pa.Table:

@@ -101,7 +101,7 @@ def run_stage(
     why = why_run(output, key)
     if not why:
         return _report(output, read_manifest(output), ran=False, why="unchanged", started=started)
-    log.info("%s: running, %s", stage, why)
+    log.info("%s: running into %s, %s", stage, output, why)
     inputs = [item for branch in branches for item in branch.inputs]
     with DatasetWriter(output, schema) as writer, Recorder(job, stage, writer.folder, output) as recorder:
         recorder.start(inputs)

@@ -70,7 +70,7 @@ def evaluate_model(
     }
     why = why_run(output, key)
     if why:
-        log.info("evaluate: running, %s", why)
+        log.info("evaluate: running into %s, %s", output, why)
         work = output.parent / f".{output.name}.partial"
         remove_folder(work)
         work.mkdir(parents=True)

@@ -25,7 +25,7 @@ from orpo_data.shards import commit_folder, file_sha256, list_files, read_table,
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
-from orpo_train.loop import train
+from orpo_train.loop import NOT_IDENTITY, train
 from pipelines.layout import Layout
 from pipelines.model_card import model_card
 from pipelines.recipe import Recipe, explain_errors
@@ -112,8 +112,8 @@ def train_model(
     why = why_run(output, key)
     if not why:
         return _report(output, ran=False, why="unchanged", started=started)
-    log.info("train: running, %s", why)
-    work = output.parent / f".{output.name}.{digest(key)[:12]}.partial"
+    log.info("train: running into %s, %s", output, why)
+    work = output.parent / f".{output.name}.{digest(_weights_key(key))[:12]}.partial"
     work.mkdir(parents=True, exist_ok=True)
     with Recorder(job, "train", work, output) as recorder:
         main_process = PartialState().is_main_process
@@ -132,6 +132,11 @@ def train_model(
             _commit(dataset, work, output, key, inputs, config, recorder)
         PartialState().wait_for_everyone()
     return _report(output, ran=True, why=why, started=started)
+
+
+def _weights_key(key: dict[str, Any]) -> dict[str, Any]:
+    """What the weights depend on: a run may go on with a smaller micro-batch or another rhythm of its log."""
+    return key | {"config": {name: value for name, value in key["config"].items() if name not in NOT_IDENTITY}}
 
 
 def fetch_model(model: str, revision: str | None) -> Path:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import orpo_data
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, digest, read_manifest
+from orpo_data.shards import refuse_foreign_files
 
 STAGES = ["ingest/hh-rlhf", "ingest/ultrafeedback", "binarize", "clean", "split", "tokenize"]
 
@@ -100,6 +101,15 @@ def test_a_file_too_many(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"")
     assert orpo_data.verify(folder).problems == (f"{folder / name}: not in the manifest",)
+
+
+def test_the_caches_of_datasets_are_passed_over(folder: Path) -> None:
+    """`map` on a memory-mapped dataset writes its cache beside the shards; the folder is sound all the same."""
+    rows = orpo_data.load(folder, read_manifest(folder).splits[0] if read_manifest(folder).splits else "train")
+    rows.map(lambda row: {"length": len(row["id"])})
+    assert list(folder.rglob("cache-*.arrow"))
+    assert orpo_data.verify(folder).ok
+    refuse_foreign_files(folder)
 
 
 def test_two_shards_swapped(folder: Path) -> None:

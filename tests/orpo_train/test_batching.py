@@ -78,7 +78,9 @@ def test_a_part_of_a_table_and_several_chunks_read_the_same_rows(make_table: Mak
     pieces = pa.concat_tables([make_table(8).slice(2, 3), make_table(8).slice(5, 2)])
     for table in (make_table(8).slice(2, 5), pieces):
         part = PairDataset(table)
-        assert [part.ids(i, "chosen").tolist() for i in range(5)] == [whole.ids(i, "chosen").tolist() for i in range(2, 7)]
+        assert [part.ids(i, "chosen").tolist() for i in range(5)] == [
+            whole.ids(i, "chosen").tolist() for i in range(2, 7)
+        ]
         assert part.tokens == sum(whole.lengths[side][2:7].sum() for side in ("chosen", "rejected"))
         assert torch.equal(collate(part, [0, 4]).input_ids, collate(whole, [2, 6]).input_ids)
 
@@ -88,7 +90,9 @@ def test_a_part_of_a_table_and_several_chunks_read_the_same_rows(make_table: Mak
     [(([5], [], [6]), "chosen"), (([5], [6], []), "rejected"), (([], [5], [6]), "chosen")],
     ids=["no chosen response", "no rejected response", "no prompt"],
 )
-def test_a_row_without_response_token_is_refused_by_name(make_table: MakeTable, row: tuple[list[int], ...], side: str) -> None:
+def test_a_row_without_response_token_is_refused_by_name(
+    make_table: MakeTable, row: tuple[list[int], ...], side: str
+) -> None:
     with pytest.raises(OrpoError, match=rf"row 1 \(id pair-1\): {side} has no response token"):
         PairDataset(make_table([([1], [2], [3]), row]))
 
@@ -109,9 +113,7 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-@given(
-    pairs=st.integers(1, 40), size=st.integers(1, 9), world=st.integers(1, 5), seed=st.integers(0, 100)
-)
+@given(pairs=st.integers(1, 40), size=st.integers(1, 9), world=st.integers(1, 5), seed=st.integers(0, 100))
 def test_micro_batches_of_all_ranks_part_the_batch(pairs: int, size: int, world: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     lengths = random.integers(2, 50, 100)

@@ -31,7 +31,9 @@ class Interrupted(Exception):
 
 
 @pytest.fixture
-def run(model_folder: Make, make_table: Make, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def run(
+    model_folder: Make, make_table: Make, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
     """Eight steps over ten pairs with dropout, a checkpoint every third; with `steps`, interrupted after so many."""
 
     def start(folder: Path, steps: int | None = None, dataset: str = "d" * 64, **settings: Any) -> Path:
@@ -85,10 +87,14 @@ def test_interrupted_twice(run: Make, tmp_path: Path) -> None:
 
 
 def test_dropout_is_at_work(run: Make, tmp_path: Path) -> None:
-    """Otherwise the tests above would show nothing of random states."""
-    first, second = (json.loads((run(tmp_path / str(seed), max_steps=1, batch_size=10, seed=seed) / METRICS).read_text()
-                                .splitlines()[0]) for seed in (1, 2))  # fmt: skip
-    assert first["loss"] != pytest.approx(second["loss"], rel=1e-4)
+    """Otherwise the tests above would show nothing of random states: all pairs in a batch, only the draws differ."""
+    losses = {}
+    for kind in ("gpt2-dropout", "gpt2"):
+        for seed in (1, 2):
+            folder = run(tmp_path / f"{kind}-{seed}", kind=kind, max_steps=1, batch_size=10, seed=seed)
+            losses[kind, seed] = json.loads((folder / METRICS).read_text().splitlines()[0])["loss"]
+    assert losses["gpt2", 1] == pytest.approx(losses["gpt2", 2], rel=1e-6)
+    assert abs(losses["gpt2-dropout", 1] - losses["gpt2-dropout", 2]) > 1e-4
 
 
 def test_a_finished_run_is_not_trained_again(run: Make, tmp_path: Path) -> None:
@@ -153,7 +159,8 @@ def trained(make_model: Make, make_config: Make) -> Callable[[int], tuple[Any, t
 
 
 def _state(model: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    moments = [value for state in optimizer.state_dict()["state"].values() for _, value in sorted(state.items())]
+    states = sorted(optimizer.state_dict()["state"].items())
+    moments = [value for _, state in states for _, value in sorted(state.items())]
     return [*model.state_dict().values(), *moments]
 
 

@@ -100,7 +100,9 @@ def test_loss_and_every_gradient_equal_plain_autograd(
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[1].items():
         assert gradient is not None, name
-        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradients[0][name], gradient, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def _real_pairs(folder: Path, tokenizer: Any, source: str, count: int) -> list[tuple[list[int], list[int], list[int]]]:

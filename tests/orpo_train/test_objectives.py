@@ -39,7 +39,10 @@ def test_equal_answers_cost_log_2_whatever_their_probability() -> None:
 
 
 def test_values_are_per_pair_and_fp32() -> None:
-    chosen, rejected = torch.tensor([-1.0, -2.0], dtype=torch.bfloat16), torch.tensor([-2.0, -1.0], dtype=torch.bfloat16)
+    chosen, rejected = (
+        torch.tensor([-1.0, -2.0], dtype=torch.bfloat16),
+        torch.tensor([-2.0, -1.0], dtype=torch.bfloat16),
+    )
     terms = orpo_loss(-chosen, chosen, rejected, 0.5)
     for value in vars(terms).values():
         assert value.shape == (2,)

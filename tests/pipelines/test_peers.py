@@ -8,8 +8,9 @@ import orpo_data
 
 
 @pytest.fixture
-def pairs(prepared: Path):
-    return orpo_data.load(prepared / "clean", split="train")
+def pairs(own_run: Path):
+    """From a copy: `datasets` caches what the trainers map in the folder that it reads."""
+    return orpo_data.load(own_run / "clean", split="train")
 
 
 @pytest.fixture
