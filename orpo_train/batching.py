@@ -18,6 +18,29 @@ NllScope = Literal["response", "prompt+response"]
 SIDES = ("chosen", "rejected")
 
 
+class TokenColumn:
+    """A list<int32> column as numpy views on its record batches: nothing is copied, memory does not grow with rows."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._batches = [(c.offsets.to_numpy(), c.values.to_numpy(zero_copy_only=True)) for c in column.chunks]
+        self._first_rows = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+        lengths = [np.diff(offsets).astype(np.int64) for offsets, _ in self._batches]
+        self.lengths: IntArray = np.concatenate([np.empty(0, np.int64), *lengths])
+
+    def row(self, index: int) -> npt.NDArray[np.int32]:
+        batch = int(np.searchsorted(self._first_rows, index, side="right")) - 1
+        offsets, tokens = self._batches[batch]
+        place = index - self._first_rows[batch]
+        ids: npt.NDArray[np.int32] = tokens[offsets[place] : offsets[place + 1]]
+        return ids
+
+    @property
+    def largest(self) -> int:
+        """The largest token id, 0 without tokens."""
+        used = (tokens[offsets[0] : offsets[-1]] for offsets, tokens in self._batches)
+        return int(max((tokens.max(initial=0) for tokens in used), default=0))
+
+
 class PairDataset:
     """The pairs of a TOKENIZED table, read from its own memory-mapped buffers.
 
@@ -27,13 +50,8 @@ class PairDataset:
     def __init__(self, table: pa.Table) -> None:
         self._ids = table["id"]
         self._prompt_len = table["prompt_len"].to_numpy()
-        self._tokens, self._offsets = {}, {}
-        for side in SIDES:
-            column = table[f"{side}_input_ids"].combine_chunks()
-            array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            self._tokens[side] = array.values.to_numpy(zero_copy_only=True)
-            self._offsets[side] = array.offsets.to_numpy()
-        self.lengths = {side: np.diff(self._offsets[side]).astype(np.int64) for side in SIDES}
+        self._columns = {side: TokenColumn(table[f"{side}_input_ids"]) for side in SIDES}
+        self.lengths = {side: column.lengths for side, column in self._columns.items()}
         self._refuse_empty_responses()
 
     def __len__(self) -> int:
@@ -46,7 +64,7 @@ class PairDataset:
 
     @property
     def largest_id(self) -> int:
-        return int(max(tokens.max(initial=0) for tokens in self._tokens.values()))
+        return max(column.largest for column in self._columns.values())
 
     @property
     def longest(self) -> int:
@@ -54,9 +72,7 @@ class PairDataset:
         return int(max(lengths.max(initial=0) for lengths in self.lengths.values()))
 
     def ids(self, pair: int, side: str) -> npt.NDArray[np.int32]:
-        start, end = self._offsets[side][pair : pair + 2]
-        ids: npt.NDArray[np.int32] = self._tokens[side][start:end]
-        return ids
+        return self._columns[side].row(pair)
 
     def prompt_len(self, pair: int) -> int:
         return int(self._prompt_len[pair])

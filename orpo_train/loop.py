@@ -62,6 +62,9 @@ def train(
     in the same weights, bit for bit. Raises OrpoError when data, model and settings do not fit together, or when the
     loss is not finite.
     """
+    if not len(train_table):
+        raise OrpoError("the train split is empty: there is nothing to train on")
+    work_dir.mkdir(parents=True, exist_ok=True)
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
@@ -211,7 +214,8 @@ def evaluation_metrics(
     """The same metrics over the held-out pairs, as eval/...; each process scores its share."""
     everything = np.arange(len(data))
     mine: IntArray = everything[accelerator.process_index :: accelerator.num_processes]
-    scores = score_pairs(scorer, data, mine, config.nll_scope)
+    # the bare scorer: DDP's own forward waits for the other processes, which may have fewer passes or none
+    scores = score_pairs(accelerator.unwrap_model(scorer), data, mine, config.nll_scope)
     columns = (scores.chosen, scores.rejected, scores.nll_sum, scores.nll_tokens)
     logps = PairLogps(*(torch.from_numpy(column) for column in columns))
     terms = pair_losses(logps, data.nll_tokens(everything, config.nll_scope), len(data), config)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError
@@ -30,7 +31,7 @@ def load_model(model: str | Path, revision: str | None = None, *, trust_remote_c
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise OrpoError(f"train.model: cannot load {str(model)!r}: {str(error).strip().splitlines()[0]}") from None
     if missing := sorted(report["missing_keys"]):
         raise OrpoError(f"train.model: {str(model)!r} lacks weights, {missing[0]} and {len(missing) - 1} more")

@@ -143,8 +143,11 @@ def print_lineage(chain: Lineage) -> None:
         for row in chain.rows:
             origin = escape(f"{row.origin.source}: {row.origin.file}")
             out.print(f"[bold]{row.id}[/bold]  from {origin}, row {row.origin.row}")
+            told: dict[str, Any] = {}
             for decision in row.decisions:
-                out.print(_decision_line(decision))
+                new = {name: value for name, value in decision.detail.items() if told.get(name) != value}
+                told |= new
+                out.print(_decision_line(decision, new))
         return
     for node in chain.nodes:
         note = "" if node.sound else "  [red](changed since the next stage read it)[/red]"
@@ -154,18 +157,25 @@ def print_lineage(chain: Lineage) -> None:
         for item in node.manifest.inputs:
             if item.path is None:
                 revision = f" at {item.revision}" if item.revision else ""
-                out.print(f"  raw file {escape(item.name)}{revision}  sha256 {item.fingerprint[:12]}")
+                kind = "base model" if node.manifest.stage == "train" else "raw file"
+                out.print(f"  {kind} {escape(item.name)}{revision}  sha256 {item.fingerprint[:12]}")
         for step in node.manifest.steps:
             reasons = "".join(f", {count:,} {reason}" for reason, count in step.dropped.items())
             out.print(f"  {step.step} v{step.version}: {step.rows_in:,} in, {step.rows_out:,} out{reasons}")
 
 
-def _decision_line(decision: Decision) -> Text:
-    detail = ", ".join(f"{name} {value}" for name, value in decision.detail.items())
+def _decision_line(decision: Decision, new: dict[str, Any]) -> Text:
+    """What a stage did with a row; of its figures those that no earlier stage had."""
     if not decision.kept:
-        return Text(f"  {decision.stage}: dropped by {decision.step}, {decision.reason} {detail}".rstrip(), "red")
+        detail = f" ({decision.detail['detail']})" if decision.detail else ""
+        return Text(f"  {decision.stage}: dropped by {decision.step}: {decision.reason}{detail}", "red")
     where = f" in {decision.split}" if decision.split else ""
-    return Text(f"  {decision.stage}: kept{where} as {decision.id}  {detail}".rstrip())
+    figures = "".join(f"\n      {name}: {_figure(value)}" for name, value in new.items())
+    return Text(f"  {decision.stage}: kept{where} as {decision.id}{figures}")
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def lineage_json(chain: Lineage) -> dict[str, Any]:

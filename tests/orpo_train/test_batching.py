@@ -132,3 +132,13 @@ def test_micro_batches_of_all_ranks_part_the_batch(pairs: int, size: int, world:
 def test_micro_batches_as_their_docstring_says() -> None:
     micros = micro_batches(np.array([4, 0, 2]), np.array([9, 0, 3, 0, 5]), size=2)
     assert [micro.pairs.tolist() for micro in micros] == [[2, 4], [0]]
+
+
+def test_tokens_are_read_where_they_lie(make_table: MakeTable) -> None:
+    """Several record batches, as every shard has them: rows are views, so memory does not grow with the data."""
+    table = pa.concat_tables([make_table(3), make_table(4)])
+    assert table["chosen_input_ids"].num_chunks == 2
+    data = PairDataset(table)
+    for row, chunk in ((0, 0), (2, 0), (3, 1), (6, 1)):
+        held = table["chosen_input_ids"].chunk(chunk).values.to_numpy()
+        assert np.shares_memory(data.ids(row, "chosen"), held)

@@ -26,7 +26,7 @@ IDENTITY = RunIdentity("d" * 64, {"learning_rate": 0.1, "seed": 1})
 WEIGHTS, METRICS = "model.safetensors", "metrics.jsonl"
 
 
-class Interrupted(Exception):
+class PowerCutError(Exception):
     """The plug was pulled."""
 
 
@@ -45,7 +45,7 @@ def run(
         def counted(*args: Any) -> Any:
             nonlocal done
             if done == steps:
-                raise Interrupted
+                raise PowerCutError
             done += 1
             return original(*args)
 
@@ -67,9 +67,9 @@ def _same(a: Path, b: Path) -> None:
 @pytest.mark.parametrize("kind", ["gpt2-dropout", "opt-dropout", "llama-tied"])
 @pytest.mark.parametrize("steps", [2, 3, 5, 7])
 def test_a_resumed_run_is_the_uninterrupted_one(kind: str, steps: int, run: Make, tmp_path: Path) -> None:
-    """Interrupted before the first checkpoint, right after it, between two, and before the last step."""
+    """PowerCutError before the first checkpoint, right after it, between two, and before the last step."""
     whole = run(tmp_path / "whole", kind=kind)
-    with pytest.raises(Interrupted):
+    with pytest.raises(PowerCutError):
         run(tmp_path / "cut", kind=kind, steps=steps)
     assert [folder.name for folder in list_checkpoints(tmp_path / "cut" / "checkpoints")] == [
         f"step-{step:06d}" for step in (3, 6) if step <= steps
@@ -81,7 +81,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind: str, steps: int, run: Make
 def test_interrupted_twice(run: Make, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     for steps in (4, 2):
-        with pytest.raises(Interrupted):
+        with pytest.raises(PowerCutError):
             run(tmp_path / "cut", steps=steps)
     _same(run(tmp_path / "cut"), whole)
 
@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_trained_again(run: Make, tmp_path: Path) -> None:
 
 def test_a_torn_line_of_metrics_is_written_again(run: Make, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
-    with pytest.raises(Interrupted):
+    with pytest.raises(PowerCutError):
         run(tmp_path / "cut", steps=5)
     with (tmp_path / "cut" / METRICS).open("a") as file:
         file.write('{"step": 6, "lo')
@@ -114,7 +114,7 @@ def test_a_torn_line_of_metrics_is_written_again(run: Make, tmp_path: Path) -> N
 
 
 def test_what_changes_no_weights_may_differ(run: Make, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(PowerCutError):
         run(tmp_path / "run", steps=5)
     run(tmp_path / "run", steps=5, log_every=2, save_every=2, keep_checkpoints=1, micro_batch_size=1)
 
@@ -131,7 +131,7 @@ def test_what_changes_no_weights_may_differ(run: Make, tmp_path: Path) -> None:
     ids=["dataset", "learning_rate", "lambda", "seed", "max_steps"],
 )
 def test_another_run_is_refused(changed: dict[str, Any], message: str, run: Make, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(PowerCutError):
         run(tmp_path / "run", steps=5)
     before = (tmp_path / "run" / METRICS).read_bytes()
     with pytest.raises(OrpoError, match=message):

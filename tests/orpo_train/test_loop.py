@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ WORKER = """
 import sys
 from pathlib import Path
 import pyarrow as pa
+from accelerate import PartialState
 from orpo_train.config import TrainConfig
 from orpo_train.loop import train
 
@@ -124,17 +126,20 @@ folder = Path(sys.argv[1])
 tables = [pa.ipc.open_stream(folder / f"{name}.arrow").read_all() for name in ("train", "eval")]
 config = TrainConfig.model_validate_json((folder / "config.json").read_text())
 train(config, *tables, folder / sys.argv[2], "f" * 64)
+assert PartialState().num_processes == int(sys.argv[3])
 """
 
 
 def _launch(folder: Path, output: str, processes: int) -> None:
-    """The worker under `accelerate launch`; its whole process group is gone afterwards."""
+    """The worker in so many processes; all of them are gone afterwards.
+
+    torchrun, as `accelerate launch --cpu` on one machine starts a single process whatever --num_processes says.
+    """
     (folder / output).mkdir()
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    command = [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(
-        [*command, str(folder / "worker.py"), str(folder), output],
+        [*command, str(folder / "worker.py"), str(folder), output, str(processes)],
         start_new_session=True,
         env=environment,
         stdout=subprocess.PIPE,
@@ -142,13 +147,12 @@ def _launch(folder: Path, output: str, processes: int) -> None:
         text=True,
     )
     try:
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=90)
     finally:
-        try:
+        process.terminate()  # torchrun ends its workers, which have sessions of their own
+        process.wait(timeout=30)
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
     assert process.returncode == 0, said
 
 
@@ -156,15 +160,15 @@ def _launch(folder: Path, output: str, processes: int) -> None:
 def test_two_processes_end_in_the_weights_of_one(
     model_folder: Make, make_table: Make, make_config: Make, tmp_path: Path
 ) -> None:
-    """Nine pairs in batches of five: one process has a pair less, and stands in. Seventeen held-out pairs are scored
-    in two passes by the first process and in one by the second."""
+    """Nine pairs in batches of five: the second process has a pair less, and stands in. The only held-out pair is
+    scored by the first process, with nothing to do for the second."""
     config = make_config(
         model=str(model_folder("llama")), batch_size=5, micro_batch_size=1, epochs=2, nll_reduction="token",
         eval_every=2, save_every=2, learning_rate=1e-3,
     )  # fmt: skip
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "worker.py").write_text(WORKER)
-    for name, pairs in (("train", 9), ("eval", 17)):
+    for name, pairs in (("train", 9), ("eval", 1)):
         table = make_table(pairs)
         with pa.ipc.new_stream(tmp_path / f"{name}.arrow", table.schema) as writer:
             writer.write_table(table)
@@ -352,3 +356,8 @@ def test_trackers_see_every_line(run: Make, tmp_path: Path, monkeypatch: pytest.
     run(trackers=["notes"])
     assert notes.settings["lambda"] == 0.1
     assert [{"step": step, **values} for step, values in notes.logged] == _lines(tmp_path / "run")
+
+
+def test_an_empty_train_split_is_refused(run: Make, make_table: Make) -> None:
+    with pytest.raises(OrpoError, match="train split is empty"):
+        run(table=make_table([]))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from orpo_data.errors import OrpoError
@@ -214,3 +216,20 @@ def test_sequences_beyond_the_models_positions_are_refused(make_model: Make, mak
     check_fits(make_model(), PairDataset(make_table([([1] * 200, [2] * 56, [3])])))
     with pytest.raises(OrpoError, match=r"257 tokens, the model takes 256: lower tokenize\.max_length"):
         check_fits(make_model(), PairDataset(make_table([([1] * 200, [2], [3] * 57)])))
+
+
+def test_weights_cut_short_are_one_clear_line(model_folder: Make, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OrpoError, match=r"^train\.model: cannot load '[^\n]*$"):
+        load_model(folder)
+
+
+def test_missing_weights_are_never_made_up(model_folder: Make, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    lost = sorted(tensors)[-1]
+    save_file({name: value for name, value in tensors.items() if name != lost}, folder / "model.safetensors")
+    with pytest.raises(OrpoError, match=f"lacks weights, {lost}"):
+        load_model(folder)

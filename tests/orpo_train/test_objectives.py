@@ -1,6 +1,7 @@
 """The losses by hand, at their extremes, and against plain autograd in float64."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -113,10 +114,12 @@ def test_the_gradient_vanishes_as_the_chosen_odds_win() -> None:
     assert rejected.grad[-1] < 1e-30
 
 
-def test_at_the_clamp_value_and_gradient_stand_still() -> None:
+@pytest.mark.parametrize("function", [log1mexp, log_odds])
+def test_at_the_clamp_value_and_gradient_stand_still(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.tensor([0.0, LARGEST_LOGP / 2], requires_grad=True)
-    values = log_odds(x)
+    values = function(x)
     values.sum().backward()
-    assert values.tolist() == [log_odds(torch.tensor(LARGEST_LOGP)).item()] * 2
+    assert values.tolist() == [function(torch.tensor(LARGEST_LOGP)).item()] * 2
+    assert values.isfinite().all()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 0.0]
