@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
@@ -70,6 +70,7 @@ def train(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=config.trackers or None,
         project_dir=work_dir,
+        cpu=not torch.accelerator.is_available(),
     )
     set_seed(config.seed)
     data = PairDataset(train_table)
@@ -116,6 +117,11 @@ def train(
     accelerator.wait_for_everyone()
     accelerator.free_memory()  # what follows in this process may load a model of its own
     return report
+
+
+def process_state() -> PartialState:
+    """Rank and number of processes as the launcher set them; without an accelerator they meet over gloo on the CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def optimizer_step(

@@ -96,10 +96,13 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train on a tokenized dataset; a run that was interrupted goes on where it was."""
+    from orpo_train.loop import process_state
     from pipelines.training import train_model, training_job
 
     job = training_job(recipe, dataset, model, output, overrides or [])
     report = train_model(job.dataset, job.config, job.output, job=job.name, show_progress=True)
+    if not process_state().is_main_process:
+        return
     if as_json:
         print(json.dumps(report.to_json()))
     else:

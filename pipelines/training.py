@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from pydantic import ValidationError
 
 from orpo_data import provenance
@@ -25,7 +24,7 @@ from orpo_data.shards import commit_folder, file_sha256, list_files, read_table,
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
-from orpo_train.loop import NOT_IDENTITY, train
+from orpo_train.loop import NOT_IDENTITY, process_state, train
 from pipelines.layout import Layout
 from pipelines.model_card import model_card
 from pipelines.recipe import Recipe, explain_errors
@@ -116,8 +115,8 @@ def train_model(
     work = output.parent / f".{output.name}.{digest(_weights_key(key))[:12]}.partial"
     work.mkdir(parents=True, exist_ok=True)
     with Recorder(job, "train", work, output) as recorder:
-        main_process = PartialState().is_main_process
-        if main_process:
+        processes = process_state()
+        if processes.is_main_process:
             recorder.start(inputs)
         evaluation = read_table(dataset, "eval") if "eval" in data.splits else None
         train(
@@ -128,9 +127,9 @@ def train_model(
             data.fingerprint,
             show_progress=show_progress,
         )
-        if main_process:
+        if processes.is_main_process:
             _commit(dataset, work, output, key, inputs, config, recorder)
-        PartialState().wait_for_everyone()
+        processes.wait_for_everyone()
     return _report(output, ran=True, why=why, started=started)
 
 

@@ -115,9 +115,10 @@ class Split(GlobalStep):
         for prompt in (prompt for table in tables for prompt in table["prompt"].to_pylist()):
             text = prompt_text(prompt)
             key = key_of(text)
+            # before the shortcut: the same words may stand in other turns, and so have another opening
+            groups.union(key, openings.setdefault(key_of(opening_text(prompt)), key))
             if key in hashes:
                 continue
-            groups.union(key, openings.setdefault(key_of(opening_text(prompt)), key))
             minhash = hashes[key] = RMinHash(num_perm=PERMUTATIONS, seed=0)
             minhash.update(shingles(text))
             for other in index.query(minhash):

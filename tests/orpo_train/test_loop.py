@@ -137,7 +137,7 @@ def _launch(folder: Path, output: str, processes: int) -> None:
     """
     (folder / output).mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, str(folder / "worker.py"), str(folder), output, str(processes)],
         start_new_session=True,

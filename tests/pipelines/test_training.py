@@ -1,12 +1,16 @@
 """The training stage: a complete model folder or none, made once, resumed to the same bytes."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import orpo_data
 from orpo_data.errors import OrpoError, UsageError
@@ -285,3 +289,24 @@ def test_train_command_trains_what_the_recipe_says(orpo, recipe_file, own_run, t
         "--set", "train.max_steps=2", "--set", "train.batch_size=4", "--set", "train.precision=fp32",
     )  # fmt: skip
     assert json.loads(by_parts.out)["content_hash"] == report["content_hash"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_command_line_make_one_model(prepared, tiny_model_dir, tmp_path):
+    """torchrun on CPUs: one process commits, both end well, the weights are those of one process."""
+    script = tmp_path / "orpo.py"
+    script.write_text("from flows.cli import main\n\nmain()\n")
+    settings = ["max_steps=3", "batch_size=4", "micro_batch_size=1", "precision=fp32"]
+    for processes in (1, 2):
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)),
+            *(script, "train", "--dataset", prepared / "tokenize", "--model", tiny_model_dir),
+            *("-o", tmp_path / str(processes), *(word for s in settings for word in ("--set", f"train.{s}"))),
+        ]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert [line.startswith("model ") for line in done.stdout.splitlines()] == [True, False]
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("1", "2"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)

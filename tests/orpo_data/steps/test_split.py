@@ -67,6 +67,13 @@ def test_linked_prompts_go_to_one_side(case: str, order: int) -> None:
     assert drawn == {("train", "train"), ("eval", "eval")}
 
 
+def test_the_same_words_cut_into_other_turns_link_both_openings() -> None:
+    """The third prompt has the words of the first and the opening of the second, so all three go together."""
+    answered = [*user("oak"), {"role": "assistant", "content": "oak oak"}]
+    drawn = {tuple(sides([user("oak oak oak"), user("oak"), answered], seed=seed)) for seed in range(40)}
+    assert drawn == {("train",) * 3, ("eval",) * 3}
+
+
 def test_a_chain_of_links_is_one_group() -> None:
     """The first and the last share nothing but what lies between."""
     a, c = user("Hi."), [*user(LONG), {"role": "assistant", "content": "By tacking."}, *user("Thanks. And a kite?")]
