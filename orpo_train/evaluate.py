@@ -106,9 +106,12 @@ def evaluate(
     """
     data = PairDataset(table)
     prompts = [data.ids(pair, "chosen")[: data.prompt_len(pair)].tolist() for pair in range(min(samples, len(data)))]
-    after, answers_after = _judge(model_dir, data, prompts, nll_scope, precision, max_new_tokens)
+    tokenizer = load_tokenizer(model_dir)  # the data's; a base model may lie somewhere without one
+    after, answers_after = _judge(model_dir, tokenizer, data, prompts, nll_scope, precision, max_new_tokens)
     before, answers_before = (
-        _judge(base_model, data, prompts, nll_scope, precision, max_new_tokens) if base_model else (None, None)
+        _judge(base_model, tokenizer, data, prompts, nll_scope, precision, max_new_tokens)
+        if base_model
+        else (None, None)
     )
     return {
         "model": model_dir.name,
@@ -129,7 +132,13 @@ def evaluate(
 
 
 def _judge(
-    folder: Path, data: PairDataset, prompts: list[list[int]], scope: NllScope, precision: Precision, new_tokens: int
+    folder: Path,
+    tokenizer: Any,
+    data: PairDataset,
+    prompts: list[list[int]],
+    scope: NllScope,
+    precision: Precision,
+    new_tokens: int,
 ) -> tuple[PairScores, list[str]]:
     """Scores and sample answers of the model in `folder`; the model is gone from memory afterwards."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,7 +146,7 @@ def _judge(
     check_fits(model, data)
     with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
         scores = score_pairs(SequenceScorer(model), data, np.arange(len(data)), scope)
-        answers = generate(model, load_tokenizer(folder), prompts, new_tokens) if prompts else []
+        answers = generate(model, tokenizer, prompts, new_tokens) if prompts else []
     return scores, answers
 
 
