@@ -1,20 +1,21 @@
-"""From TOKENIZED rows to token rows: which pairs make a batch, and how they lie in memory."""
+"""From TOKENIZED rows to forward passes: which pairs make a global batch, and which of them run together.
+
+Rows become the pairs of a global batch, these become trees (a prompt and the answers to it), and trees fill
+micro-batches within a token budget.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, Self
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from orpo_data.errors import OrpoError
 
 IntArray = npt.NDArray[np.int64]
-NllScope = Literal["response", "prompt+response"]
 SIDES = ("chosen", "rejected")
 
 
@@ -49,13 +50,13 @@ class PairDataset:
 
     def __init__(self, table: pa.Table) -> None:
         self._ids = table["id"]
-        self._prompt_len = table["prompt_len"].to_numpy()
+        self.prompt_lengths: IntArray = table["prompt_len"].to_numpy().astype(np.int64)
         self._columns = {side: TokenColumn(table[f"{side}_input_ids"]) for side in SIDES}
         self.lengths = {side: column.lengths for side, column in self._columns.items()}
         self._refuse_empty_responses()
 
     def __len__(self) -> int:
-        return len(self._prompt_len)
+        return len(self.prompt_lengths)
 
     @property
     def tokens(self) -> int:
@@ -75,16 +76,34 @@ class PairDataset:
         return self._columns[side].row(pair)
 
     def prompt_len(self, pair: int) -> int:
-        return int(self._prompt_len[pair])
+        return int(self.prompt_lengths[pair])
 
-    def nll_tokens(self, pairs: IntArray, scope: NllScope) -> int:
+    def prompt(self, pair: int) -> npt.NDArray[np.int32]:
+        return self.ids(pair, "chosen")[: self.prompt_len(pair)]
+
+    def response(self, pair: int, side: str) -> npt.NDArray[np.int32]:
+        return self.ids(pair, side)[self.prompt_len(pair) :]
+
+    def row_ids(self, pairs: Iterable[int]) -> list[str]:
+        """The `id` column of some pairs."""
+        return [self._ids[int(pair)].as_py() for pair in pairs]
+
+    @cached_property
+    def prompt_number(self) -> IntArray:
+        """[pairs], counts the prompts: pairs that lie next to each other and have the same prompt share a number."""
+        differs = np.diff(self.prompt_lengths, prepend=-1) != 0
+        for pair in np.flatnonzero(~differs).tolist():
+            differs[pair] = not np.array_equal(self.prompt(pair), self.prompt(pair - 1))
+        return np.cumsum(differs) - 1
+
+    def nll_tokens(self, pairs: IntArray, scope: str) -> int:
         """Tokens of the chosen sides that the supervised loss covers: a sequence's first token is never predicted."""
-        skipped = self._prompt_len[pairs] if scope == "response" else np.ones(len(pairs), np.int64)
+        skipped = self.prompt_lengths[pairs] if scope == "response" else np.ones(len(pairs), np.int64)
         return int((self.lengths["chosen"][pairs] - skipped).sum())
 
     def _refuse_empty_responses(self) -> None:
         for side in SIDES:
-            empty = np.flatnonzero((self.lengths[side] <= self._prompt_len) | (self._prompt_len < 1))
+            empty = np.flatnonzero((self.lengths[side] <= self.prompt_lengths) | (self.prompt_lengths < 1))
             if len(empty):
                 row = int(empty[0])
                 raise OrpoError(f"row {row} (id {self._ids[row].as_py()}): {side} has no response token after a prompt")
@@ -94,89 +113,157 @@ def batches_per_epoch(pairs: int, batch_size: int) -> int:
     return math.ceil(pairs / batch_size)
 
 
-def global_batch(pairs: int, batch_size: int, seed: int, step: int) -> IntArray:
-    """Indices of the pairs of optimizer step `step` (from 0): a fresh shuffle each epoch, the last batch may be short.
+class BatchOrder:
+    """Which pairs make up each optimizer step: a fresh shuffle each epoch, its last batch may be short.
 
-    It depends on nothing else: not on the number of processes, and not on what ran before.
+    Prompts are shuffled, and the pairs of one prompt stay together: they are no independent examples, and each must
+    not be an update of its own (Ouyang et al. 2022, section 3.5). A step's pairs depend on the data, the batch size
+    and the seed alone: not on the number of processes, and not on what ran before.
     """
-    epoch, position = divmod(step, batches_per_epoch(pairs, batch_size))
-    order = np.random.default_rng([seed, epoch]).permutation(pairs)
-    return order[position * batch_size : (position + 1) * batch_size]
+
+    def __init__(self, data: PairDataset, batch_size: int, seed: int) -> None:
+        self._number, self._batch_size, self._seed = data.prompt_number, batch_size, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def batch(self, step: int) -> IntArray:
+        """Indices of the pairs of optimizer step `step`, from 0."""
+        epoch, position = divmod(step, batches_per_epoch(len(self._number), self._batch_size))
+        if epoch != self._epoch:
+            prompts = int(self._number[-1]) + 1
+            rank_of_prompt = np.empty(prompts, np.int64)
+            rank_of_prompt[np.random.default_rng([self._seed, epoch]).permutation(prompts)] = np.arange(prompts)
+            self._epoch, self._order = epoch, np.argsort(rank_of_prompt[self._number], kind="stable")
+        return self._order[position * self._batch_size : (position + 1) * self._batch_size]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt, and the distinct responses to it that some pairs compare: each runs through the model once."""
+
+    pairs: tuple[int, ...]
+    responses: tuple[tuple[int, str], ...]  # where each lies in the data: (pair, side)
+    chosen: tuple[int, ...]  # of each pair, the place of its chosen answer among the responses
+    rejected: tuple[int, ...]  # likewise; empty when the rejected answers are not needed
+    tokens: int
+
+
+def tree_of(data: PairDataset, pairs: Sequence[int], sides: Sequence[str]) -> Tree:
+    """The tree of pairs with one prompt. A response that stands in several pairs is in it once.
+
+    Pairs A > B and A > C give responses A, B, C, chosen (0, 0) and rejected (1, 2).
+    """
+    places: dict[bytes, int] = {}
+    responses: list[tuple[int, str]] = []
+    found: dict[str, list[int]] = {side: [] for side in SIDES}
+    for pair in pairs:
+        for side in sides:
+            text = data.response(pair, side).tobytes()
+            if text not in places:
+                places[text] = len(responses)
+                responses.append((pair, side))
+            found[side].append(places[text])
+    tokens = data.prompt_len(pairs[0]) + sum(len(text) // 4 for text in places)
+    return Tree(tuple(pairs), tuple(responses), tuple(found["chosen"]), tuple(found["rejected"]), tokens)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a forward pass may hold."""
+
+    tokens: int
+    pairs: int | None = None
+
+    def hold(self, tokens: int, pairs: int) -> bool:
+        return tokens <= self.tokens and (self.pairs is None or pairs <= self.pairs)
+
+
+def grow_trees(data: PairDataset, batch: Iterable[int], sides: Sequence[str], limits: Limits) -> list[Tree]:
+    """The trees of a batch: neighbours in it with one prompt share a tree as far as the limits allow."""
+    trees: list[Tree] = []
+    for pair in map(int, batch):
+        if trees and data.prompt_number[trees[-1].pairs[-1]] == data.prompt_number[pair]:
+            larger = tree_of(data, [*trees[-1].pairs, pair], sides)
+            if limits.hold(larger.tokens, len(larger.pairs)):
+                trees[-1] = larger
+                continue
+        trees.append(tree_of(data, [pair], sides))
+    return trees
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pairs of one forward pass; a weight of 0 marks pairs that stand in so that every process does as many passes."""
+    """Trees of one forward pass; a weight of 0 marks one that stands in so that every process does as many passes."""
 
-    pairs: IntArray
-    weight: float
+    trees: tuple[Tree, ...]
+    weight: float = 1.0
 
 
-def micro_batches(batch: IntArray, lengths: IntArray, size: int, rank: int = 0, world: int = 1) -> list[MicroBatch]:
-    """This process' share of a global batch, pairs of like length together.
+def pack(trees: Sequence[Tree], limits: Limits, multiple: int = 1) -> list[MicroBatch]:
+    """Trees to as few micro-batches as the limits allow, filled evenly, their number a multiple of `multiple`.
 
-    >>> [m.pairs.tolist() for m in micro_batches(np.array([4, 0, 2]), np.array([9, 0, 3, 0, 5]), size=2)]
-    [[2, 4], [0]]
+    The largest tree goes first, each into the emptiest micro-batch (Graham's longest-processing-time rule); when one
+    would overflow, there is one more. Raises ValueError if a tree alone is over the limits.
     """
-    passes = math.ceil(math.ceil(len(batch) / world) / size)
-    mine = batch[rank::world]
-    mine = mine[np.argsort(lengths[mine], kind="stable")]
-    cuts = [MicroBatch(mine[start : start + size], 1.0) for start in range(0, len(mine), size)]
-    return cuts + [MicroBatch(batch[:1], 0.0)] * (passes - len(cuts))
+    if not all(limits.hold(tree.tokens, len(tree.pairs)) for tree in trees):
+        raise ValueError("a tree is larger than a forward pass may be")
+    fewest = math.ceil(sum(tree.tokens for tree in trees) / limits.tokens)
+    number = math.ceil(max(1, fewest) / multiple) * multiple
+    while (bins := _fill(trees, limits, number)) is None:
+        number += multiple
+    stand_in = min(trees, key=lambda tree: tree.tokens)
+    return [MicroBatch(tuple(held)) if held else MicroBatch((stand_in,), 0.0) for held in bins]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Token rows of B pairs, chosen rows first, and the K positions whose log-probabilities the loss reads."""
-
-    input_ids: Tensor  # [2B, T] int64, padded at the end
-    attention_mask: Tensor  # [2B, T] int64
-    positions: Tensor  # [K] into the flattened [2B * T] rows: where the target is predicted
-    targets: Tensor  # [K] token ids
-    sequence: Tensor  # [K] row of the position, 0..2B-1
-    in_response: Tensor  # [K] bool: the target is part of the response (else of the prompt)
-
-    @property
-    def pairs(self) -> int:
-        return len(self.input_ids) // 2
-
-    def to(self, device: torch.device) -> Self:
-        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+def _fill(trees: Sequence[Tree], limits: Limits, number: int) -> list[list[Tree]] | None:
+    bins: list[list[Tree]] = [[] for _ in range(number)]
+    tokens, pairs = [0] * number, [0] * number
+    for tree in sorted(trees, key=lambda tree: -tree.tokens):
+        place = min(range(number), key=tokens.__getitem__)
+        if not limits.hold(tokens[place] + tree.tokens, pairs[place] + len(tree.pairs)):
+            roomy = (i for i in range(number) if limits.hold(tokens[i] + tree.tokens, pairs[i] + len(tree.pairs)))
+            place = min(roomy, key=tokens.__getitem__, default=-1)
+            if place < 0:
+                return None
+        bins[place].append(tree)
+        tokens[place] += tree.tokens
+        pairs[place] += len(tree.pairs)
+    return bins
 
 
-def collate(data: PairDataset, pairs: Sequence[int] | IntArray, scope: NllScope = "response") -> Batch:
-    """The plain layout: every sequence in a row of its own.
+def cut(data: PairDataset, trees: Sequence[Tree], limits: Limits, multiple: int = 1) -> list[MicroBatch]:
+    """Trees of single pairs to micro-batches of padded rows: like lengths together, and padding counts as tokens."""
+    width = {tree.pairs: max(data.lengths[side][tree.pairs[0]] for _, side in tree.responses) for tree in trees}
+    bins: list[list[Tree]] = []
+    rows = 0
+    for tree in sorted(trees, key=lambda tree: width[tree.pairs]):
+        rows += len(tree.responses)
+        if not bins or not limits.hold(rows * width[tree.pairs], len(bins[-1]) + 1):
+            bins.append([])
+            rows = len(tree.responses)
+        bins[-1].append(tree)
+    stand_ins = -len(bins) % multiple
+    return [MicroBatch(tuple(held)) for held in bins] + [MicroBatch((bins[0][0],), 0.0)] * stand_ins
 
-    One pair with prompt [7, 8], chosen answer [3, 2] and rejected answer [5]:
 
-        input_ids   [[7, 8, 3, 2],      positions 1 and 2 of row 0 predict 3 and 2,
-                     [7, 8, 5, 0]]      position 1 of row 1 (5 when flattened) predicts 5
-        positions   [1, 2, 5]   targets [3, 2, 5]   sequence [0, 0, 1]
+def micro_batches(
+    data: PairDataset, batch: IntArray, sides: Sequence[str], limits: Limits, *, packed: bool, multiple: int = 1
+) -> list[MicroBatch]:
+    """The forward passes of a batch, a multiple of `multiple` so that as many processes have equally many."""
+    if packed:
+        return pack(grow_trees(data, batch, sides, limits), limits, multiple)
+    return cut(data, [tree_of(data, [int(pair)], sides) for pair in batch], limits, multiple)
 
-    The mask follows from prompt_len, never from token values. With scope "prompt+response" the prompt's positions of
-    the chosen rows are read too.
-    """
-    rows = [(pair, side) for side in SIDES for pair in pairs]
-    sequences = [data.ids(int(pair), side) for pair, side in rows]
-    width = max(len(ids) for ids in sequences)
-    input_ids = np.zeros((len(rows), width), np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    positions, sequence, in_response = [], [], []
-    for row, ((pair, side), ids) in enumerate(zip(rows, sequences, strict=True)):
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = 1
-        prompt_len = data.prompt_len(int(pair))
-        first = 1 if scope == "prompt+response" and side == "chosen" else prompt_len
-        predicted = np.arange(first, len(ids))  # index of the target within its row
-        positions.append(row * width + predicted - 1)
-        sequence.append(np.full(len(predicted), row))
-        in_response.append(predicted >= prompt_len)
-    flat = np.concatenate(positions)
-    return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(mask),
-        positions=torch.from_numpy(flat),
-        targets=torch.from_numpy(input_ids.reshape(-1)[flat + 1]),
-        sequence=torch.from_numpy(np.concatenate(sequence)),
-        in_response=torch.from_numpy(np.concatenate(in_response)),
-    )
+
+def check_limits(data: PairDataset, sides: Sequence[str], tokens: int, *, packed: bool) -> None:
+    """OrpoError naming the first pair that is longer than a forward pass may be."""
+    if packed:
+        needed = sum(data.lengths[side] for side in sides) - (len(sides) - 1) * data.prompt_lengths
+    else:
+        needed = len(sides) * np.max([data.lengths[side] for side in sides], axis=0)
+    over = np.flatnonzero(needed > tokens)
+    if len(over):
+        row = int(over[0])
+        raise OrpoError(
+            f"row {row} (id {data.row_ids([row])[0]}): the pair takes {needed[row]} tokens, a forward pass at most "
+            f"{tokens}: raise train.micro_batch_tokens (to {needed.max()} for all pairs) or lower tokenize.max_length"
+        )

@@ -1,19 +1,28 @@
-"""Checkpoints: complete or absent, plain tensors and JSON, tied to the data and the settings they belong to."""
+"""Checkpoints: complete or absent, plain tensors and JSON, tied to the data and the settings they belong to.
+
+A checkpoint holds the weights that are trained and the state of their optimizer. Tensors that lie in pieces on several
+processes are written whole, so a run may go on with another number of processes.
+"""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from orpo_data.errors import OrpoError
 from orpo_data.shards import file_sha256
 
+log = logging.getLogger(__name__)
+
 MODEL_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
+STEP, BEST = "step", "best"
 
 
 @dataclass(frozen=True)
@@ -22,77 +31,146 @@ class RunIdentity:
 
     dataset: str  # fingerprint of the tokenized dataset
     config: dict[str, Any]
+    any_dataset: bool = False  # the user said so
 
     def check(self, folder: Path, saved: dict[str, Any]) -> None:
         """OrpoError naming what differs from the run that saved the checkpoint."""
         if saved["dataset"] != self.dataset:
-            raise OrpoError(f"{folder}: belongs to dataset {saved['dataset'][:12]}, this one is {self.dataset[:12]}")
+            differs = f"{folder}: belongs to dataset {saved['dataset'][:12]}, this one is {self.dataset[:12]}"
+            if not self.any_dataset:
+                raise OrpoError(f"{differs}; set train.resume_other_dataset to go on all the same")
+            log.warning("%s; going on all the same", differs)
         for name, value in self.config.items():
             if (was := saved["config"].get(name)) != value:
                 raise OrpoError(f"{folder}: was trained with {name} {was!r}, now it is {value!r}")
 
 
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that training changes, whole and on the CPU. Every process must call it."""
+    return {name: _whole(weight) for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def set_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
+    """Put the tensors of `trained_weights` back; OrpoError if they are another model's."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if differing := sorted(trained.keys() ^ weights.keys()):
+        raise OrpoError(f"{origin}: belongs to another model ({differing[0]} is on one side only)")
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(_placed_like(weight, weights[name]))
+
+
 def save_checkpoint(
-    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, identity: RunIdentity, keep: int
-) -> Path:
-    """Write the state after `step` optimizer steps; the folder appears under its name when it is complete."""
-    folder = root / f"step-{step:06d}"
-    work = root / f".{folder.name}.partial"
+    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, identity: RunIdentity, *, writes: bool
+) -> None:
+    """Write the state after `step` optimizer steps. Every process must call it, the one that `writes` writes."""
+    weights, moments = trained_weights(model), _optimizer_tensors(optimizer)
+    if writes:
+        _write(root, f"{STEP}-{step:06d}", {MODEL_NAME: weights, OPTIMIZER_NAME: moments}, step, identity)
+
+
+def save_best(root: Path, step: int, model: nn.Module, identity: RunIdentity, *, writes: bool) -> None:
+    """Write the weights alone, as those of the best evaluation so far. Every process must call it."""
+    weights = trained_weights(model)
+    if writes:
+        _write(root, f"{BEST}-{step:06d}", {MODEL_NAME: weights}, step, identity)
+
+
+def _write(root: Path, name: str, files: dict[str, dict[str, Tensor]], step: int, identity: RunIdentity) -> None:
+    """The folder appears under its name when it is complete."""
+    folder, work = root / name, root / f".{name}.partial"
     for left_over in (work, folder):
         shutil.rmtree(left_over, ignore_errors=True)
     work.mkdir(parents=True)
-    save_model(model, str(work / MODEL_NAME))
-    save_file(_optimizer_tensors(optimizer), work / OPTIMIZER_NAME)
-    files = {name: file_sha256(work / name) for name in (MODEL_NAME, OPTIMIZER_NAME)}
-    state = {"step": step, "dataset": identity.dataset, "config": identity.config, "files": files}
-    (work / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n")
+    for file, tensors in files.items():
+        save_file(tensors, work / file)
+    hashes = {file: file_sha256(work / file) for file in files}
+    state = {"step": step, "dataset": identity.dataset, "config": identity.config, "files": hashes}
+    (work / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     work.rename(folder)
+
+
+def prune(root: Path, keep: int, best_steps: set[int | None]) -> None:
+    """Keep the latest `keep` checkpoints, and of the best weights those of the given steps."""
     for old in list_checkpoints(root)[:-keep]:
         shutil.rmtree(old)
-    return folder
+    for folder in root.glob(f"{BEST}-*"):
+        if int(folder.name.split("-")[1]) not in best_steps:
+            shutil.rmtree(folder)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(folder for folder in root.glob("step-*") if (folder / STATE_NAME).is_file())
+    return sorted(folder for folder in root.glob(f"{STEP}-*") if (folder / STATE_NAME).is_file())
 
 
 def resume(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: RunIdentity) -> int:
     """Load the newest checkpoint into model and optimizer: the number of steps it has behind it, 0 without one.
 
-    Raises OrpoError if it belongs to other data or settings, or if its bytes changed.
+    Raises OrpoError if it belongs to another model, other data or settings, or if its bytes changed.
     """
     checkpoints = list_checkpoints(root)
     if not checkpoints:
         return 0
     folder = checkpoints[-1]
-    state = json.loads((folder / STATE_NAME).read_text())
+    step = _read_state(folder, identity)
+    set_weights(model, load_file(folder / MODEL_NAME), folder)
+    _load_optimizer(optimizer, load_file(folder / OPTIMIZER_NAME))
+    return step
+
+
+def load_best(root: Path, step: int, model: nn.Module, identity: RunIdentity) -> None:
+    """Put the best weights into the model; OrpoError as for `resume`."""
+    folder = root / f"{BEST}-{step:06d}"
+    _read_state(folder, identity)
+    set_weights(model, load_file(folder / MODEL_NAME), folder)
+
+
+def _read_state(folder: Path, identity: RunIdentity) -> int:
+    """The step of a checkpoint whose files are sound and which belongs to this run."""
+    try:
+        state = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+        files, step = dict(state["files"]), int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OrpoError(f"{folder / STATE_NAME}: damaged; delete {folder} to go on from an earlier one") from None
     identity.check(folder, state)
-    for name, sha256 in state["files"].items():
+    for name, sha256 in files.items():
         if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
             raise OrpoError(f"{folder / name}: damaged (sha256 differs); delete {folder} to go on from an earlier one")
-    load_model(model, str(folder / MODEL_NAME))
-    _load_optimizer(optimizer, load_file(folder / OPTIMIZER_NAME))
-    return int(state["step"])
+    return step
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """On the CPU, a tensor that may lie in pieces on several processes."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu().contiguous()
+
+
+def _placed_like(target: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor on the device of `target`, or in pieces as that lies."""
+    if isinstance(target, DTensor):
+        return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements)
+    return whole.to(target.device)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of each parameter, by the parameter's place in the groups."""
     return {
-        f"{index}.{name}": value.contiguous()
+        f"{index}.{name}": _whole(value)
         for index, parameter in enumerate(_parameters(optimizer))
         for name, value in optimizer.state[parameter].items()
     }
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = _parameters(optimizer)
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        # AdamW keeps its step count on the CPU
-        optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+        # AdamW counts its steps in a scalar of its own
+        scalar = value.dim() == 0 and parameter.dim() > 0
+        optimizer.state[parameter][name] = value.to(parameter.device) if scalar else _placed_like(parameter, value)

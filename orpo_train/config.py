@@ -5,15 +5,33 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class TrainConfig(BaseModel):
-    """The `train` section of a recipe."""
-
+class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+class LoraConfig(_Settings):
+    """Low-rank adapters (arXiv 2106.09685), merged into the weights at the end."""
+
+    rank: int = Field(default=16, ge=1, description="Inner dimension of an adapter.")
+    alpha: float = Field(default=32, gt=0, description="An adapter is scaled by alpha / rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before an adapter.")
+    modules: list[str] | Literal["all-linear"] = Field(
+        default="all-linear", description="Names of the linear layers that get one; never the output head."
+    )
+    quantize: Literal["nf4"] | None = Field(
+        default=None, description="nf4 holds the frozen weights in 4 bits (QLoRA, arXiv 2305.14314)."
+    )
+
+
+class TrainConfig(_Settings):
+    """The `train` section of a recipe."""
 
     model: str = Field(description="Base model: a local folder or a hub id.")
     revision: str | None = Field(default=None, description="Commit of the model on the hub.")
-    objective: Literal["orpo", "sft"] = Field(default="orpo", description="sft leaves the odds ratio out of the loss.")
-    lambda_: float = Field(default=0.1, ge=0, alias="lambda", description="Weight of the odds ratio loss.")
+    objective: Literal["orpo", "sft", "probability-ratio"] = Field(
+        default="orpo", description="The loss; sft has no preference term, probability-ratio is the paper's ablation."
+    )
+    lambda_: float = Field(default=0.1, ge=0, alias="lambda", description="Weight of the preference term.")
     nll_scope: Literal["response", "prompt+response"] = Field(
         default="response", description="Tokens of the chosen side that the supervised loss covers."
     )
@@ -29,7 +47,15 @@ class TrainConfig(BaseModel):
     epochs: int = Field(default=1, ge=1, description="Passes over the training pairs.")
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many steps, within `epochs`.")
     batch_size: int = Field(default=64, ge=1, description="Pairs per optimizer step, over all processes.")
-    micro_batch_size: int = Field(default=4, ge=1, description="Pairs per forward pass and process; memory only.")
+    micro_batch_tokens: int = Field(default=4096, ge=2, description="Most tokens per forward pass and process.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Most pairs per forward pass and process; null: as many as the tokens allow."
+    )
+    layout: Literal["auto", "flex", "sdpa", "plain"] = Field(
+        default="auto",
+        description="How pairs lie in memory. flex and sdpa run a prompt once and pack pairs without padding, by that "
+        "attention backend; plain gives each sequence a row. auto takes the fastest that agrees with plain.",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decay, on matrices only.")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean.")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the variance.")
@@ -39,24 +65,40 @@ class TrainConfig(BaseModel):
         default="bf16", description="bf16: matrix products in bfloat16 over fp32 weights and optimizer state."
     )
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
+    compile: bool = Field(default=False, description="Fuse the model's layers with torch.compile.")
+    lora: LoraConfig | None = Field(default=None, description="Train low-rank adapters in place of the weights.")
     seed: int = Field(default=42, description="Seed of the data order and of dropout.")
     log_every: int = Field(default=1, ge=1, description="Steps between lines of metrics.")
     eval_every: int | None = Field(default=None, ge=1, description="Steps between evaluations; null: only at the end.")
+    export: Literal["last", "best"] = Field(
+        default="last", description="Which weights become the model: the last step's, or those of the best eval loss."
+    )
+    early_stopping: int | None = Field(
+        default=None, ge=1, description="Stop after this many evaluations in a row without a better eval loss."
+    )
     save_every: int | None = Field(default=None, ge=1, description="Steps between checkpoints; null: none.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Latest checkpoints that are kept.")
+    resume_other_dataset: bool = Field(
+        default=False, description="Go on from a checkpoint of another dataset; otherwise that is an error."
+    )
+    nonfinite_steps: int = Field(
+        default=3, ge=1, description="Stop after this many steps in a row whose loss or gradient is not finite."
+    )
     trackers: list[str] = Field(default=[], description="accelerate's trackers, e.g. tensorboard or wandb.")
     trust_remote_code: bool = Field(default=False, description="Allow a model's own code to run.")
+
+    @model_validator(mode="after")
+    def _evaluates_where_needed(self) -> Self:
+        for setting in ("early_stopping", "export"):
+            if getattr(self, setting) not in (None, "last") and self.eval_every is None:
+                raise ValueError(f"{setting} {getattr(self, setting)!r} needs eval_every, steps between evaluations")
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
         return self
-
-    @property
-    def weight_of_odds(self) -> float:
-        """lambda, or 0 where the objective has no odds ratio."""
-        return self.lambda_ if self.objective == "orpo" else 0.0
 
     def warmup(self, total_steps: int) -> int:
         """Steps that warm up, of `total_steps`."""

@@ -1,7 +1,6 @@
 """How a model judges held-out pairs, and what it answers."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,48 +12,76 @@ import torch
 from torch import Tensor
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import IntArray, NllScope, PairDataset, collate
-from orpo_train.model import PairLogps, SequenceScorer, check_fits, load_model, pair_logps
+from orpo_train.batching import SIDES, IntArray, Limits, PairDataset, micro_batches
+from orpo_train.layout import NllScope
+from orpo_train.model import (
+    PLAIN,
+    PairSums,
+    SequenceScorer,
+    check_fits,
+    choose_layout,
+    load_model,
+    pair_sums,
+)
 from orpo_train.objectives import log_odds
 
 FloatArray = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16"]
-PAIRS_PER_PASS = 8
+PAIRS_PER_PLAN = 512
+PASS = Limits(tokens=4096)
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """One value for each pair, in the order the pairs were given."""
+    """One value for each pair of `pairs`."""
 
+    pairs: IntArray  # which pairs of the data, ascending
     chosen: FloatArray  # mean log-probability of the response tokens
     rejected: FloatArray
     nll_sum: FloatArray
     nll_tokens: FloatArray
     log_odds_ratio: FloatArray  # log odds of chosen minus log odds of rejected
 
+    def sums(self) -> PairSums:
+        columns = (self.chosen, self.rejected, self.nll_sum, self.nll_tokens)
+        return PairSums(*(torch.from_numpy(column) for column in columns))
 
-def score_pairs(scorer: torch.nn.Module, data: PairDataset, pairs: IntArray, scope: NllScope) -> PairScores:
-    """Score pairs without gradient, pairs of like length together."""
+
+def score_pairs(
+    scorer: SequenceScorer,
+    data: PairDataset,
+    pairs: IntArray,
+    scope: NllScope,
+    limits: Limits = PASS,
+    rank: int = 0,
+    world: int = 1,
+) -> PairScores:
+    """Score this process' share of some pairs without gradient; all processes do equally many forward passes."""
     device = next(scorer.parameters()).device
-    order = np.argsort(data.lengths["chosen"][pairs] + data.lengths["rejected"][pairs], kind="stable")
-    rows: list[Tensor] = []
+    scored: list[int] = []
+    columns: list[Tensor] = []
     training = scorer.training
     scorer.eval()
     with torch.no_grad():
-        for start in range(0, len(order), PAIRS_PER_PASS):
-            batch = collate(data, pairs[order[start : start + PAIRS_PER_PASS]], scope).to(device)
-            rows.append(_columns(pair_logps(scorer(batch), batch)).cpu())
+        for start in range(0, len(pairs), PAIRS_PER_PLAN):
+            plan = pairs[start : start + PAIRS_PER_PLAN]
+            passes = micro_batches(data, plan, SIDES, limits, packed=scorer.layout != PLAIN, multiple=world)
+            for micro in passes[rank::world]:
+                batch = scorer.collate(data, micro.trees, scope).to(device)
+                values = _columns(pair_sums(scorer(batch), batch)).cpu()
+                if micro.weight:
+                    scored += [pair for tree in micro.trees for pair in tree.pairs]
+                    columns.append(values)
     scorer.train(training)
-    scores = np.empty((len(order), 5), np.float32)
-    if rows:
-        scores[order] = torch.cat(rows).numpy()
-    return PairScores(*scores.T)
+    order = np.argsort(np.array(scored, np.int64), kind="stable")
+    table: FloatArray = torch.cat(columns).numpy() if columns else np.empty((0, 5), np.float32)
+    return PairScores(np.array(scored, np.int64)[order], *table[order].T)
 
 
-def _columns(logps: PairLogps) -> Tensor:
+def _columns(sums: PairSums) -> Tensor:
     """[pairs, 5] in the order of PairScores."""
-    ratio = log_odds(logps.chosen) - log_odds(logps.rejected)
-    return torch.stack([logps.chosen, logps.rejected, logps.nll_sum, logps.nll_tokens, ratio], dim=1).float()
+    ratio = log_odds(sums.chosen) - log_odds(sums.rejected)
+    return torch.stack([sums.chosen, sums.rejected, sums.nll_sum, sums.nll_tokens, ratio], dim=1).float()
 
 
 def summarise(scores: PairScores) -> dict[str, float]:
@@ -144,9 +171,11 @@ def _judge(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(folder).to(device)
     check_fits(model, data)
-    with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
-        scores = score_pairs(SequenceScorer(model), data, np.arange(len(data)), scope)
-        answers = generate(model, tokenizer, prompts, new_tokens) if prompts else []
+    layout = choose_layout(model, data, "auto")
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        answers = generate(model, tokenizer, prompts, new_tokens) if prompts else []  # with its own attention
+    limits = Limits(max(PASS.tokens, 2 * data.longest))
+    scores = score_pairs(SequenceScorer(model, layout, precision), data, np.arange(len(data)), scope, limits)
     return scores, answers
 
 

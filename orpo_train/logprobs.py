@@ -5,60 +5,106 @@ The backward pass makes them again, so that nothing of size tokens x vocabulary 
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = 512
+CHUNK_LOGITS = 2**24
+"""Logits that exist at a time: 64 MiB in fp32."""
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What an architecture does to the product of hidden state and output embedding: cap * tanh(scale * z / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """From a transformers configuration (Cohere and Granite scale their logits, Gemma caps them)."""
+        factor = getattr(config, "logit_scale", None) or 1.0
+        divisor = getattr(config, "logits_scaling", None) or 1.0
+        return cls(factor / divisor, getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, products: Tensor) -> Tensor:
+        """In place, of products in full precision."""
+        if self.scale != 1.0:
+            products.mul_(self.scale)
+        return products if self.cap is None else products.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope_(self, slope: Tensor, logits: Tensor) -> Tensor:
+        """The gradient of the products, in place, from that of the logits."""
+        if self.cap is not None:
+            slope.mul_(1 - (logits / self.cap).square_())
+        return slope if self.scale == 1.0 else slope.mul_(self.scale)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shape: HeadShape,
+        dtype: torch.dtype,
+        chunk: int,
     ) -> Tensor:
         logps, normalisers = [], []
         cast_weight = weight.to(dtype)
         for part, goal in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
-            logits = _logits(part, cast_weight, bias)  # [chunk, V]
+            logits = shape.logits(_products(part, cast_weight, bias))  # [chunk, V]
             normaliser = torch.logsumexp(logits, dim=-1)
             logps.append(logits.gather(1, goal[:, None]).squeeze(1) - normaliser)
             normalisers.append(normaliser)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
-        ctx.dtype, ctx.chunk = dtype, chunk
+        ctx.shape, ctx.dtype, ctx.chunk = shape, dtype, chunk
         return torch.cat(logps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
+        of_hidden, of_weight, of_bias, *_ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if of_hidden else None
+        grad_weight = torch.zeros_like(weight) if of_weight else None
+        grad_bias = torch.zeros_like(bias) if of_bias else None
         cast_weight = weight.to(ctx.dtype)
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            logits = _logits(hidden[rows], cast_weight, bias)
+            logits = ctx.shape.logits(_products(hidden[rows], cast_weight, bias))
             # d logp / d logits = onehot(target) - softmax
-            slope = logits.sub_(normalisers[rows, None]).exp_().mul_(-grad[rows, None])
+            slope = (logits - normalisers[rows, None]).exp_().mul_(-grad[rows, None])
             slope.scatter_add_(1, targets[rows, None], grad[rows, None])
+            slope = ctx.shape.slope_(slope, logits)
+            del logits
             cast_slope = slope.to(ctx.dtype)
-            grad_hidden[rows] = (cast_slope @ cast_weight).to(hidden.dtype)
-            grad_weight += cast_slope.T @ hidden[rows].to(ctx.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = (cast_slope @ cast_weight).to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight += cast_slope.T @ hidden[rows].to(ctx.dtype)
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _logits(hidden: Tensor, cast_weight: Tensor, bias: Tensor | None) -> Tensor:
+def _products(hidden: Tensor, cast_weight: Tensor, bias: Tensor | None) -> Tensor:
     """[tokens, V]: the product in the weight's type, everything after it in fp32 (or float64)."""
-    logits = hidden.to(cast_weight.dtype) @ cast_weight.T
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits if bias is None else logits + bias
+    products = hidden.to(cast_weight.dtype) @ cast_weight.T
+    products = products if products.dtype == torch.float64 else products.float()
+    return products if bias is None else products + bias
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, chunk: int = CHUNK_TOKENS
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    shape: HeadShape | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """log p(target) at each position, [T] in fp32, with the exact gradient.
 
@@ -67,13 +113,15 @@ def token_logprobs(
         weight: the output embedding, [V, H].
         targets: token ids that follow these positions, [T].
         bias: of the output embedding, [V], if it has one.
-        chunk: tokens whose logits exist at a time.
+        shape: scale and cap of the logits, if the architecture has them.
+        chunk: tokens whose logits exist at a time; by default as many as make CHUNK_LOGITS.
 
     Under autocast the matrix products run in autocast's type, as the head's own would.
     """
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
+    chunk = chunk or max(1, CHUNK_LOGITS // len(weight))
     chunked: Callable[..., Tensor] = _ChunkedLogprobs.apply
     with torch.autocast(hidden.device.type, enabled=False):
-        return chunked(hidden, weight, bias, targets, dtype, chunk)
+        return chunked(hidden, weight, bias, targets, shape or HeadShape(), dtype, chunk)

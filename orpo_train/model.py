@@ -1,16 +1,26 @@
-"""A causal language model as something that scores sequences."""
+"""A causal language model as something that scores pairs."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import Batch, PairDataset
-from orpo_train.logprobs import token_logprobs
+from orpo_train.attention import PACKED_ATTENTION, UnsupportedAttentionError, use_packed_attention
+from orpo_train.batching import SIDES, Limits, PairDataset, grow_trees
+from orpo_train.layout import Batch, Collate, collate_packed, collate_plain
+from orpo_train.logprobs import HeadShape, token_logprobs
+
+log = logging.getLogger(__name__)
+
+PLAIN = "plain"
+LAYOUT_TOLERANCE = 1e-3
+"""Largest difference of a token's log-probability between two layouts in fp32. Rounding makes some 1e-5."""
 
 
 def load_model(model: str | Path, revision: str | None = None, *, trust_remote_code: bool = False) -> nn.Module:
@@ -40,52 +50,141 @@ def load_model(model: str | Path, revision: str | None = None, *, trust_remote_c
 
 
 class SequenceScorer(nn.Module):
-    """Runs a model's body and reads log-probabilities at the positions of a batch; logits are never made whole."""
+    """Runs a model's body and reads log-probabilities at the positions of a batch; logits are never made whole.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: a causal language model of transformers.
+        layout: how batches lie, "flex", "sdpa" or "plain"; see `choose_layout`.
+        precision: of the matrix products, "fp32" or "bf16"; weights, their gradients and log-probabilities are fp32.
+    """
+
+    def __init__(self, model: nn.Module, layout: str = PLAIN, precision: str = "fp32") -> None:
         super().__init__()
         self.model: Any = model
-        check_head(model)
+        self.layout = layout
+        # autocast lives in here, not around: wrappers of several processes switch off what is entered outside
+        self._bf16 = precision == "bf16"
+        # accelerate shards these classes of layers one by one
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
+        self._shape = HeadShape.of(self.model.config)
+        check_head(model, self._shape)
+        if layout != PLAIN:
+            use_packed_attention(model, layout)
+
+    @property
+    def collate(self) -> Collate:
+        return collate_plain if self.layout == PLAIN else collate_packed
 
     def forward(self, batch: Batch) -> Tensor:
         """log p of each target of the batch, [K] in fp32."""
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self._bf16):
+            return self._token_logprobs(batch)
+
+    def _token_logprobs(self, batch: Batch) -> Tensor:
+        packed = {} if batch.branches is None else {"branches": batch.branches}
         hidden = self.model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state  # [2B, T, H]
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            **packed,
+        ).last_hidden_state  # [R, T, H]
         read = hidden.reshape(-1, hidden.shape[-1])[batch.positions]  # [K, H]
         head = self.model.get_output_embeddings()
-        return token_logprobs(read, head.weight, batch.targets, getattr(head, "bias", None))
+        return token_logprobs(read, head.weight, batch.targets, getattr(head, "bias", None), self._shape)
 
 
 @dataclass(frozen=True)
-class PairLogps:
-    """What the objectives need of B pairs, each [B] in fp32."""
+class PairSums:
+    """What the log-probabilities of a batch say of its B pairs, each [B] in fp32."""
 
     chosen: Tensor  # mean log-probability of the response tokens
-    rejected: Tensor
+    rejected: Tensor  # likewise; NaN where the rejected answers were not run
     nll_sum: Tensor  # minus the summed log-probabilities that the supervised loss covers
     nll_tokens: Tensor  # how many they are
 
 
-def pair_logps(token_logps: Tensor, batch: Batch) -> PairLogps:
-    """Per pair figures from the log-probabilities at a batch's positions."""
+def pair_sums(token_logps: Tensor, batch: Batch) -> PairSums:
+    """Figures of each pair from the log-probabilities at a batch's positions."""
 
-    def per_sequence(values: Tensor) -> Tensor:
-        return torch.zeros(2 * batch.pairs, dtype=values.dtype, device=values.device).index_add(
-            0, batch.sequence, values
-        )
+    def per_segment(values: Tensor) -> Tensor:
+        return torch.zeros(batch.segments, dtype=values.dtype, device=values.device).index_add(0, batch.segment, values)
 
-    inside = batch.in_response.to(token_logps.dtype)
-    means = per_sequence(token_logps * inside) / per_sequence(inside)
-    chosen, rejected = means.chunk(2)
-    nll_sum = -per_sequence(token_logps)[: batch.pairs]
-    return PairLogps(chosen, rejected, nll_sum, per_sequence(torch.ones_like(inside))[: batch.pairs])
+    sums, counts = per_segment(token_logps), per_segment(torch.ones_like(token_logps))
+    chosen = sums[batch.chosen] / counts[batch.chosen]
+    rejected = sums[batch.rejected] / counts[batch.rejected]
+    return PairSums(
+        chosen=chosen,
+        rejected=rejected if len(rejected) else torch.full_like(chosen, torch.nan),
+        nll_sum=-(sums[batch.prompt] + sums[batch.chosen]),
+        nll_tokens=counts[batch.prompt] + counts[batch.chosen],
+    )
 
 
-def check_head(model: Any) -> None:
+def choose_layout(model: Any, data: PairDataset, wanted: str) -> str:
+    """The fastest layout in which the model gives real pairs the log-probabilities of the plain one.
+
+    `wanted` is that of the configuration: "auto" tries FlexAttention (on CUDA), then scaled_dot_product_attention, and
+    falls back to plain with a warning; a named layout that disagrees is an OrpoError. The model's weights must be in
+    fp32, or differences would hide in their rounding.
+    """
+    candidates = [wanted] if wanted != "auto" else ["flex", "sdpa"] if _device(model).type == "cuda" else ["sdpa"]
+    if wanted == PLAIN:
+        return PLAIN
+    pairs = sample_pairs(data)
+    plain = _probe(model, PLAIN, data, pairs)
+    for layout in candidates:
+        why = disagreement(model, layout, data, pairs, plain)
+        if why is None:
+            return layout
+        if wanted != "auto":
+            raise OrpoError(f"train.layout: {layout} does not suit {type(model).__name__}: {why}; use auto or plain")
+        log.warning("layout %s does not suit %s: %s", layout, type(model).__name__, why)
+    log.warning("training in the plain layout: prompts run twice, rows are padded")
+    return PLAIN
+
+
+def sample_pairs(data: PairDataset, count: int = 3) -> list[int]:
+    """Pairs of small, middling and larger length, none of the largest tenth."""
+    order = np.argsort(data.lengths["chosen"] + data.lengths["rejected"], kind="stable")
+    return sorted({int(order[int(share * (len(order) - 1))]) for share in np.linspace(0.1, 0.9, count)})
+
+
+def disagreement(model: Any, layout: str, data: PairDataset, pairs: list[int], plain: Tensor) -> str | None:
+    """Why a packed layout cannot be used, None when it gives the same log-probabilities as `plain`, [K]."""
+    own = model.config._attn_implementation
+    try:
+        packed = _probe(model, layout, data, pairs)
+    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return str(error).strip().splitlines()[0]
+    finally:
+        model.set_attn_implementation(own)
+    largest = float((packed - plain).abs().max())
+    return None if largest <= LAYOUT_TOLERANCE else f"a log-probability differs by {largest:.2g}"
+
+
+def _probe(model: Any, layout: str, data: PairDataset, pairs: list[int]) -> Tensor:
+    """Log-probabilities of all tokens of some pairs, [K]: both layouts read them in the same order."""
+    assert layout == PLAIN or layout in PACKED_ATTENTION
+    trees = grow_trees(data, pairs, SIDES, Limits(data.longest, pairs=1))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            scorer = SequenceScorer(model, layout)
+            return scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))  # type: ignore[no-any-return]
+    finally:
+        model.train(training)
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device  # type: ignore[no-any-return]
+
+
+def check_head(model: Any, shape: HeadShape) -> None:
     """OrpoError unless the body's hidden states times the head's weight are the model's own logits.
 
-    Some architectures scale or cap their logits on the way; an adapter on the head would get no gradient.
+    Some architectures do more than scale and cap their logits; an adapter on the head would get no gradient.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -95,14 +194,13 @@ def check_head(model: Any) -> None:
     try:
         with torch.no_grad():
             model.eval()
-            ours = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+            ours = shape.logits(head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state))
             theirs = model(input_ids=ids, use_cache=False).logits
     finally:
         model.train(training)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
         raise OrpoError(
-            f"{type(model).__name__}: does something between hidden states and logits that is not supported "
-            "(a logit scale or cap)"
+            f"{type(model).__name__}: does something between hidden states and logits that is not supported"
         )
 
 

@@ -15,6 +15,7 @@ from orpo_data.errors import OrpoError, UsageError
 
 if TYPE_CHECKING:
     from orpo_data.stage import StageReport
+    from pipelines.jobs import TrainingJob
     from pipelines.recipe import Recipe
 
 app = typer.Typer(
@@ -93,13 +94,27 @@ def train(
     model: Annotated[str | None, typer.Option(help="Base model: a local folder or a hub id.")] = None,
     output: OutputOption = None,
     overrides: SetOption = None,
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=VALUE,VALUE",
+            help="Train once for each value of a key and compare, e.g. lambda=0.1,0.5,1.0; several form the product.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train on a tokenized dataset; a run that was interrupted goes on where it was."""
-    from orpo_train.loop import process_state
-    from pipelines.training import train_model, training_job
+    """Train on a tokenized dataset; a run, or a sweep of runs, that was interrupted goes on where it was."""
+    from pipelines.jobs import sweep_jobs, training_job
 
-    job = training_job(recipe, dataset, model, output, overrides or [])
+    asked = (recipe, dataset, model, output, overrides or [])
+    if sweeps:
+        _train_sweep(sweep_jobs(sweeps, *asked), as_json)
+        return
+    job = training_job(*asked)
+    from orpo_train.loop import process_state
+    from pipelines.training import train_model
+
     report = train_model(job.dataset, job.config, job.output, job=job.name, show_progress=True)
     if not process_state().is_main_process:
         return
@@ -107,6 +122,21 @@ def train(
         print(json.dumps(report.to_json()))
     else:
         print(report.summary())
+
+
+def _train_sweep(jobs: "dict[str, TrainingJob]", as_json: bool) -> None:
+    from orpo_train.loop import process_state
+    from pipelines.console import out
+    from pipelines.sweep import comparison_table, train_sweep
+
+    report = train_sweep(jobs, show_progress=True)
+    if not process_state().is_main_process:
+        return
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        out.print(comparison_table(report.comparison))
+        print(report.path / "comparison.png")
 
 
 @app.command()

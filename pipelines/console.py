@@ -21,6 +21,7 @@ from orpo_data.history import Decision, Lineage
 from orpo_data.manifest import Manifest
 from orpo_data.shards import read_table
 from orpo_data.stage import StageReport
+from pipelines.checks import chat_of
 from pipelines.stages import Progress
 
 out = Console(highlight=False)
@@ -83,7 +84,7 @@ def print_dataset(folder: Path, manifest: Manifest, rows: int) -> None:
             continue
         if "chosen_input_ids" in table.schema.names:
             _print_lengths(table)
-            _print_tokenized(table.slice(0, rows).to_pylist(), _chat_of(manifest))
+            _print_tokenized(table.slice(0, rows).to_pylist(), chat_of(manifest))
         else:
             for row in table.slice(0, rows).to_pylist():
                 _print_text_row(row)
@@ -102,11 +103,6 @@ def _print_lengths(table: Any) -> None:
         cut = pc.greater(table["prompt_turns_dropped"], 0) if name == "prompt" else table[f"{name}_truncated"]
         lengths.add_row(name, *(f"{value:,}" for value in (low, middle, high, top, pc.sum(cut).as_py() or 0)))
     out.print(lengths)
-
-
-def _chat_of(manifest: Manifest) -> Chat:
-    settings = manifest.recipe["tokenize"]
-    return Chat.load(settings["tokenizer"], settings["chat_template"], settings["revision"])
 
 
 def _print_tokenized(rows: Sequence[dict[str, Any]], chat: Chat) -> None:

@@ -86,8 +86,8 @@ def evaluate_model(
                 max_new_tokens=settings.max_new_tokens,
             )
             result |= {"dataset": data.fingerprint[:12], "samples": with_texts(result["samples"], dataset, data)}
-            (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-            (work / "report.html").write_text(evaluation_page(result))
+            (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            (work / "report.html").write_text(evaluation_page(result), "utf-8")
             if (model_dir / "curves.png").exists():
                 shutil.copyfile(model_dir / "curves.png", work / "curves.png")
             manifest = _manifest(key, inputs, settings, len(table))
@@ -159,7 +159,7 @@ def _report(output: Path, why: str, started: float) -> EvaluationReport:
         content_hash=manifest.content_hash,
         ran=bool(why),
         why=why or "unchanged",
-        result=json.loads((output / RESULT_NAME).read_text()),
+        result=json.loads((output / RESULT_NAME).read_text("utf-8")),
         seconds=time.monotonic() - started,
     )
 

@@ -1,54 +1,144 @@
 """The README of a trained model."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from orpo_data.history import Node
 from orpo_data.manifest import Manifest
 
 CARD = """\
 ---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [orpo, preference-optimization]
----
+{front}---
 
 # {name}
 
-{base} trained with {objective} on the preference pairs with fingerprint `{dataset}`.
+{base} trained on {pairs} preference pairs with the objective `{objective}` (see the
+[ORPO paper](https://arxiv.org/abs/2403.07691)). Dataset fingerprint `{dataset}`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{{"role": "user", "content": "Why is the evening sky red?"}}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**prompt, max_new_tokens=200)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+## Figures
+
+{steps:,} optimizer steps, {tokens:,} tokens; the weights are those of step {exported:,}.
+
+| at that step | training batch | held out |
+|---|---:|---:|
+{metrics}
+
+![curves](curves.png)
+
+## Training
 
 | setting | value |
 |---|---|
 {settings}
 
-{steps} optimizer steps, {tokens:,} tokens.
+The supervised loss covers {scope}, averaged {reduction}. Pairs lay in memory
+in the layout `{layout}`.
 
-![curves](curves.png)
+<details><summary>The whole recipe</summary>
 
-| metric | at the end |
-|---|---|
-{metrics}
+```yaml
+{recipe}```
 
-The supervised loss covers {scope}, averaged {reduction}. Every setting is in `train.json`, the way back to the raw
-files in `_manifest.json` and `_lineage.ndjson`. Fingerprint `{fingerprint}`.
+</details>
+
+## Data
+
+| stage | rows in | rows out | dropped | content hash |
+|---|---:|---:|---|---|
+{stages}
+
+Raw files and base model, by the sha256 of their contents:
+
+{sources}
+
+The way of a single row: `orpo lineage FOLDER --row ID`. Every setting is in `train.json`; `_manifest.json` and
+`_lineage.ndjson` say what this folder was made of. Fingerprint `{fingerprint}`.
 """
 
-SHOWN = ("lambda", "learning_rate", "schedule", "epochs", "max_steps", "batch_size", "precision", "seed")
+SHOWN = ("objective", "lambda", "learning_rate", "schedule", "epochs", "max_steps", "batch_size", "precision", "seed")
 REDUCTIONS = {"sequence": "over each sequence, then over the pairs", "token": "over all tokens of the batch"}
 SCOPES = {"response": "the chosen answer", "prompt+response": "the prompt and the chosen answer"}
+NO_FIGURES = {"grad_norm", "learning_rate", "tokens", "pairs"}  # of the last batch alone
+MOST_FILES = 20
 
 
-def model_card(manifest: Manifest, trained: dict[str, Any]) -> str:
-    """Settings, data and figures of a training run as Markdown; `trained` is the run's train.json."""
+def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node]) -> str:
+    """A training run as Markdown: how to use the model, its figures, settings and data.
+
+    `trained` is the run's train.json; `nodes` is the chain of data folders down to the dataset it was trained on.
+    """
     config = manifest.recipe["train"]
+    data = nodes[-1].manifest
+    base = config["model"]
+    base_name = Path(base).name
     return CARD.format(
-        name=f"{manifest.inputs[1].name.rstrip('/').split('/')[-1]}-{config['objective']}",
-        base=manifest.inputs[1].name,
-        objective=config["objective"].upper(),
+        front=_front(config),
+        name=f"{base_name}-{config['objective']}",
+        base=base_name if Path(base).is_dir() else base,
+        objective=config["objective"],
+        pairs=f"{sum(shard.rows for shard in data.shards if shard.split == 'train'):,}",
         dataset=manifest.inputs[0].fingerprint,
-        settings="\n".join(f"| {name} | {config[name]} |" for name in SHOWN),
         steps=trained["steps"],
+        exported=trained["exported_step"],
         tokens=trained["tokens"],
-        metrics="\n".join(f"| {name} | {value:.5g} |" for name, value in trained["metrics"].items()),
+        metrics="\n".join(_figures(trained["metrics"])),
+        settings="\n".join(f"| {key} | {config[key]} |" for key in SHOWN),
         scope=SCOPES[config["nll_scope"]],
         reduction=REDUCTIONS[config["nll_reduction"]],
+        layout=trained["layout"],
+        recipe=yaml.safe_dump(data.recipe | manifest.recipe, sort_keys=False, allow_unicode=True),
+        stages="\n".join(_stage_row(node) for node in nodes),
+        sources="\n".join(_sources(manifest, nodes)),
         fingerprint=manifest.fingerprint,
     )
+
+
+def _front(config: dict[str, Any]) -> str:
+    """The card's metadata, as the hub reads it; a base model is linked when it is one of the hub's."""
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["preference-optimization"]}
+    front["tags"] = [config["objective"], *front["tags"]]
+    if not Path(config["model"]).is_dir():
+        front["base_model"] = config["model"]
+    return yaml.safe_dump(front, sort_keys=False)
+
+
+def _figures(metrics: dict[str, float]) -> list[str]:
+    """A row for each metric, of the last training batch and of the held-out pairs."""
+    names = dict.fromkeys(name.removeprefix("eval/") for name in metrics if name not in NO_FIGURES)
+    values = ([metrics.get(name), metrics.get(f"eval/{name}")] for name in names)
+    cells = (" | ".join("" if value is None else f"{value:.5g}" for value in pair) for pair in values)
+    return [f"| {name} | {pair} |" for name, pair in zip(names, cells, strict=True)]
+
+
+def _stage_row(node: Node) -> str:
+    manifest = node.manifest
+    name = f"ingest {node.path.name}" if manifest.stage == "ingest" else manifest.stage
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.drop_reasons.items())
+    return f"| {name} | {manifest.rows_in:,} | {manifest.rows:,} | {dropped} | `{manifest.content_hash[:12]}` |"
+
+
+def _sources(manifest: Manifest, nodes: Sequence[Node]) -> list[str]:
+    """What the chain began with: the first raw files, how many more there are, the base model."""
+    files = [item for node in nodes for item in node.manifest.inputs if item.path is None]
+    shown = [*files[:MOST_FILES], manifest.inputs[1]]
+    lines = [
+        f"- {item.name}{f' at {item.revision}' if item.revision else ''} `{item.fingerprint[:12]}`" for item in shown
+    ]
+    if len(files) > MOST_FILES:
+        lines.insert(MOST_FILES, f"- and {len(files) - MOST_FILES:,} more files")
+    return lines

@@ -13,36 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from orpo_data import provenance
 from orpo_data.chat import Chat
-from orpo_data.errors import OrpoError, UsageError
+from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
+from orpo_data.history import lineage
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, Shard, digest, read_manifest
 from orpo_data.shards import commit_folder, file_sha256, list_files, read_table, refuse_foreign_folder
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
 from orpo_train.loop import NOT_IDENTITY, process_state, train
-from pipelines.layout import Layout
+from pipelines.checks import check_inputs
 from pipelines.model_card import model_card
-from pipelines.recipe import Recipe, explain_errors
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 1  # raised whenever the same configuration would train other weights
+CODE_VERSION = 2  # raised whenever the same configuration would train other weights
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What `orpo train` was asked for."""
-
-    name: str
-    dataset: Path
-    config: TrainConfig
-    output: Path
 
 
 @dataclass(frozen=True)
@@ -64,27 +52,6 @@ class ModelReport:
         figures = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         took = f"{self.seconds:.0f} s" if self.ran else "unchanged"
         return f"model  {self.path}  ({took})\n{figures}"
-
-
-def training_job(
-    recipe: str | None, dataset: Path | None, model: str | None, output: Path | None, overrides: list[str]
-) -> TrainingJob:
-    """A recipe's training run, or one of a dataset and a base model alone; `overrides` are `train.key=value`.
-
-    Raises UsageError when neither is given.
-    """
-    if recipe is not None:
-        if model is not None:
-            overrides = [*overrides, f"train.model={json.dumps(model)}"]
-        settings = Recipe.read(recipe, overrides)
-        if settings.train is None:
-            raise UsageError(f"{recipe}: has no `train` section")
-        place = Layout(output or Path("runs") / settings.name)
-        return TrainingJob(settings.name, dataset or place.tokenize, settings.train, place.model)
-    if dataset is None or model is None:
-        raise UsageError("orpo train: give a RECIPE, or --dataset DIR and --model M")
-    config = _config_from_overrides(model, overrides)
-    return TrainingJob("train", dataset, config, (output or dataset.parent) / "model")
 
 
 def train_model(
@@ -113,11 +80,17 @@ def train_model(
         return _report(output, ran=False, why="unchanged", started=started)
     log.info("train: running into %s, %s", output, why)
     work = output.parent / f".{output.name}.{digest(_weights_key(key))[:12]}.partial"
-    work.mkdir(parents=True, exist_ok=True)
+    chat = check_inputs(dataset, data, config, base)  # in every process, so that each ends with the same line
+    processes = process_state()
+    if processes.is_main_process:
+        if config.resume_other_dataset:
+            adopt_interrupted_run(work, output)
+        work.mkdir(parents=True, exist_ok=True)
+    processes.wait_for_everyone()
     with Recorder(job, "train", work, output) as recorder:
-        processes = process_state()
         if processes.is_main_process:
             recorder.start(inputs)
+            save_tokenizer(chat, work)
         evaluation = read_table(dataset, "eval") if "eval" in data.splits else None
         train(
             config.model_copy(update={"model": str(base), "revision": None}),
@@ -131,6 +104,13 @@ def train_model(
             _commit(dataset, work, output, key, inputs, config, recorder)
         processes.wait_for_everyone()
     return _report(output, ran=True, why=why, started=started)
+
+
+def adopt_interrupted_run(work: Path, output: Path) -> None:
+    """Let the newest interrupted run into the same model folder, on whatever data, be this one's beginning."""
+    others = [folder for folder in output.parent.glob(f".{output.name}.*.partial") if (folder / "checkpoints").is_dir()]
+    if others and not work.exists():
+        max(others, key=lambda folder: folder.stat().st_mtime).rename(work)
 
 
 def _weights_key(key: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +134,15 @@ def fetch_model(model: str, revision: str | None) -> Path:
 
 def model_fingerprint(folder: Path) -> str:
     """Hash of a model folder's weights, configuration and tokenizer: contents, not times."""
-    own = {"_manifest.json", "_lineage.ndjson", "README.md", "metrics.jsonl", "curves.png", "train.json"}
+    own = {
+        "_manifest.json",
+        "_lineage.ndjson",
+        "README.md",
+        "train.json",
+        "metrics.jsonl",
+        "nonfinite.jsonl",
+        "curves.png",
+    }
     return digest({name: file_sha256(folder / name) for name in list_files(folder) if name not in own})
 
 
@@ -187,20 +175,31 @@ def _commit(
         versions=provenance.package_versions(),
         git_commit=provenance.git_commit(),
     )
-    save_tokenizer(dataset, work)
-    (work / "README.md").write_text(model_card(manifest, json.loads((work / "train.json").read_text())))
+    add_stop_token(work)
+    trained = json.loads((work / "train.json").read_text("utf-8"))
+    (work / "README.md").write_text(model_card(manifest, trained, lineage(dataset).nodes), "utf-8")
     recorder.complete(manifest)
     commit_folder(work, output, manifest)
     for stale in output.parent.glob(f".{output.name}.*.partial"):
         shutil.rmtree(stale)
 
 
-def save_tokenizer(dataset: Path, folder: Path) -> None:
-    """Put the tokenizer and the template that made a tokenized dataset beside the model trained on it."""
-    settings = read_manifest(dataset).recipe["tokenize"]
-    chat = Chat.load(settings["tokenizer"], settings["chat_template"], settings["revision"])
+def save_tokenizer(chat: Chat, folder: Path) -> None:
+    """Put the tokenizer and the template that made the dataset where the model will lie."""
     chat.tokenizer.chat_template = chat.template
     chat.tokenizer.save_pretrained(folder)
+
+
+def add_stop_token(folder: Path) -> None:
+    """Let generation end where the dataset's answers end; a base model may know another end only."""
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    known = settings.get("eos_token_id")
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    end = Chat.load(str(folder)).end_of_turn_id
+    if end not in ends:
+        settings["eos_token_id"] = [*ends, end] if ends else end
+        file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def _weights_file(folder: Path, name: str) -> Shard:
@@ -209,23 +208,9 @@ def _weights_file(folder: Path, name: str) -> Shard:
     return Shard(path=name, split=None, rows=0, tokens=None, bytes=size, sha256=sha256)
 
 
-def _config_from_overrides(model: str, overrides: list[str]) -> TrainConfig:
-    from pipelines.recipe import apply_override
-
-    document: dict[str, Any] = {"train": {"model": model}}
-    for override in overrides:
-        if not override.startswith("train."):
-            raise UsageError(f"--set {override!r}: without a recipe only train.KEY=VALUE can be set")
-        apply_override(document, override)
-    try:
-        return TrainConfig.model_validate(document["train"])
-    except ValidationError as error:
-        raise UsageError(explain_errors(TrainConfig, "train", error)) from None
-
-
 def _report(output: Path, *, ran: bool, why: str, started: float) -> ModelReport:
     manifest = read_manifest(output)
-    trained = json.loads((output / "train.json").read_text())
+    trained = json.loads((output / "train.json").read_text("utf-8"))
     return ModelReport(
         path=output,
         fingerprint=manifest.fingerprint,

@@ -11,19 +11,28 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from orpo_data.schema import TOKENIZED
-from orpo_train.batching import PairDataset, collate
+from orpo_train.batching import SIDES, Limits, PairDataset, cut, grow_trees, tree_of
 from orpo_train.config import TrainConfig
-from orpo_train.loop import pair_losses
-from orpo_train.model import SequenceScorer, pair_logps
+from orpo_train.loop import reduced
+from orpo_train.model import PLAIN, SequenceScorer, pair_sums
+from orpo_train.objectives import OBJECTIVES
 
 VOCABULARY = 600  # as many as the test tokenizers have at most
 
@@ -82,8 +91,25 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt": lambda: _opt(0.0),
     "opt-dropout": lambda: _opt(0.1),
     "opt-projected": lambda: _opt(0.0, word_embed_proj_dim=8, do_layer_norm_before=False),  # as opt-350m
-    "gemma2-capped": lambda: _llama_like(Gemma2Config, final_logit_softcapping=1.0),
+    "mistral": lambda: _llama_like(MistralConfig, sliding_window=None),
+    "mistral-window": lambda: _llama_like(MistralConfig, sliding_window=4),
+    "qwen2": lambda: _llama_like(Qwen2Config),
+    "qwen3": lambda: _llama_like(Qwen3Config),
+    "phi": lambda: PhiConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+    ),
+    "phi3": lambda: _llama_like(Phi3Config),
+    "gemma3-window": lambda: _llama_like(Gemma3TextConfig, sliding_window=4),
+    "gemma2-capped": lambda: _llama_like(Gemma2Config, final_logit_softcapping=1.0, attn_logit_softcapping=None),
+    "gemma2-attention-capped": lambda: _llama_like(Gemma2Config, attn_logit_softcapping=5.0),
     "granite-scaled": lambda: _llama_like(GraniteConfig, logits_scaling=8.0),
+    "cohere-scaled": lambda: _llama_like(CohereConfig, logit_scale=0.25),
+    "bloom": lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2),
 }
 
 
@@ -162,7 +188,7 @@ def make_table() -> Callable[..., pa.Table]:
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., TrainConfig]:
     def make(**settings: Any) -> TrainConfig:
-        usual = {"model": "tiny", "precision": "fp32", "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2}
+        usual = {"model": "tiny", "precision": "fp32", "batch_size": 4, "learning_rate": 1e-2}
         return TrainConfig(**usual | settings)
 
     return make
@@ -170,7 +196,7 @@ def make_config() -> Callable[..., TrainConfig]:
 
 @pytest.fixture(scope="session")
 def naive_loss() -> Callable[..., torch.Tensor]:
-    """The ORPO loss of a whole table with full logits, one sequence at a time: what the fast path must equal."""
+    """The loss of a whole table with full logits, one sequence at a time: what the fast path must equal."""
 
     def log_odds(logp: torch.Tensor) -> torch.Tensor:
         return logp - torch.log(1 - torch.exp(logp))
@@ -188,9 +214,11 @@ def naive_loss() -> Callable[..., torch.Tensor]:
                     covered = logps if config.nll_scope == "prompt+response" else logps[row["prompt_len"] - 1 :]
                     sequence_nll.append(-covered.mean())
                     token_nll.append(-covered)
-            odds.append(-torch.log(torch.sigmoid(log_odds(means["chosen"]) - log_odds(means["rejected"]))))
+            better = {"orpo": log_odds, "probability-ratio": lambda logp: logp}.get(config.objective)
+            margin = better(means["chosen"]) - better(means["rejected"]) if better else torch.tensor(torch.inf)
+            odds.append(-torch.log(torch.sigmoid(margin)))
         nll = torch.cat(token_nll) if config.nll_reduction == "token" else torch.stack(sequence_nll)
-        return nll.mean() + config.weight_of_odds * torch.stack(odds).mean()
+        return nll.mean() + config.lambda_ * torch.stack(odds).mean()
 
     return loss
 
@@ -199,11 +227,23 @@ def naive_loss() -> Callable[..., torch.Tensor]:
 def fast_loss() -> Callable[..., torch.Tensor]:
     """The loss of a whole table as one micro-batch, on the path that training takes."""
 
-    def loss(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tensor:
+    def loss(model: Any, table: pa.Table, config: TrainConfig, layout: str = "sdpa") -> torch.Tensor:
         data = PairDataset(table)
         pairs = np.arange(len(data))
-        batch = collate(data, pairs, config.nll_scope)
-        logps = pair_logps(SequenceScorer(model)(batch), batch)
-        return pair_losses(logps, data.nll_tokens(pairs, config.nll_scope), len(data), config).loss.sum()
+        own = model.config._attn_implementation
+        scorer = SequenceScorer(model, layout)
+        trees = grow_trees(data, pairs, SIDES, Limits(10**9))
+        if layout == PLAIN:
+            trees = [
+                tree
+                for micro in cut(data, [tree_of(data, [int(p)], SIDES) for p in pairs], Limits(10**9))
+                for tree in micro.trees
+            ]
+        batch = scorer.collate(data, trees, config.nll_scope)
+        logps = pair_sums(scorer(batch), batch)
+        model.set_attn_implementation(own)
+        nll_tokens = data.nll_tokens(pairs, config.nll_scope)
+        pairs_logps = reduced(logps, config.nll_reduction, nll_tokens, len(data))
+        return OBJECTIVES[config.objective].loss(pairs_logps, config.lambda_).mean()
 
     return loss

@@ -1,76 +1,51 @@
-"""Which pairs make a batch, and how they lie in memory."""
+"""Which pairs make a global batch, which trees they form, and which of them run together."""
 
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import PairDataset, batches_per_epoch, collate, global_batch, micro_batches
+from orpo_train.batching import (
+    SIDES,
+    BatchOrder,
+    Limits,
+    PairDataset,
+    Tree,
+    batches_per_epoch,
+    check_limits,
+    cut,
+    grow_trees,
+    micro_batches,
+    pack,
+    tree_of,
+)
 
 MakeTable = Callable[..., pa.Table]
-
-
-def test_collate_as_its_docstring_says(make_table: MakeTable) -> None:
-    batch = collate(PairDataset(make_table([([7, 8], [3, 2], [5])])), [0])
-    assert batch.input_ids.tolist() == [[7, 8, 3, 2], [7, 8, 5, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert batch.positions.tolist() == [1, 2, 5]
-    assert batch.targets.tolist() == [3, 2, 5]
-    assert batch.sequence.tolist() == [0, 0, 1]
-    assert batch.in_response.tolist() == [True, True, True]
-    assert batch.pairs == 1
-
-
-def test_scope_with_prompt_reads_the_prompt_of_the_chosen_rows_only(make_table: MakeTable) -> None:
-    batch = collate(PairDataset(make_table([([7, 8], [3, 2], [5])])), [0], "prompt+response")
-    assert batch.positions.tolist() == [0, 1, 2, 5]
-    assert batch.targets.tolist() == [8, 3, 2, 5]
-    assert batch.in_response.tolist() == [False, True, True, True]
-
-
-def test_chosen_rows_come_first(make_table: MakeTable) -> None:
-    batch = collate(PairDataset(make_table([([1], [2], [3]), ([4], [5], [6])])), [1, 0])
-    assert batch.input_ids.tolist() == [[4, 5], [1, 2], [4, 6], [1, 3]]
-
-
-@given(st.integers(0, 2**32), st.sampled_from(["response", "prompt+response"]))
-def test_masks_follow_from_prompt_len_never_from_token_values(make_table: MakeTable, seed: int, scope: str) -> None:
-    """The same shape of batch whether responses are made of random tokens or of nothing but zeros and ends."""
-    random = np.random.default_rng(seed)
-    lengths = random.integers(1, 6, (4, 3))
-
-    def table(tokens: list[int]) -> pa.Table:
-        draw = [[random.choice(tokens, n).tolist() for n in row] for row in lengths]
-        return make_table([tuple(row) for row in draw])
-
-    ordinary, special = (collate(PairDataset(table(tokens)), range(4), scope) for tokens in ([9, 10, 11], [0, 1, 2]))
-    for name in ("attention_mask", "positions", "sequence", "in_response"):
-        assert torch.equal(getattr(ordinary, name), getattr(special, name))
-    assert ordinary.attention_mask.sum() == 2 * lengths[:, 0].sum() + lengths[:, 1:].sum()
-    assert ordinary.in_response.sum() == lengths[:, 1:].sum()
-    flat = special.input_ids.flatten()
-    assert torch.equal(flat[special.positions + 1], special.targets)
-
-
-def test_nll_tokens_count_what_collate_reads(make_table: MakeTable) -> None:
-    data = PairDataset(make_table(9))
-    pairs = np.array([2, 5, 7])
-    for scope in ("response", "prompt+response"):
-        batch = collate(data, pairs, scope)
-        assert data.nll_tokens(pairs, scope) == int((batch.sequence < batch.pairs).sum())
+SHARED = [
+    ([7, 8], [1], [2]),
+    ([7, 8], [1], [3, 3]),
+    ([7, 8], [3, 3], [2]),
+    ([7, 9], [1], [2]),
+    ([7], [8, 1], [2]),
+    ([7, 8], [1], [2]),
+]
+"""Three pairs of one prompt, then others; the last has the first's prompt again, but lies elsewhere."""
 
 
 def test_dataset_figures(make_table: MakeTable) -> None:
     data = PairDataset(make_table([([7, 8], [3, 2], [5]), ([1], [2], [599])]))
     assert (len(data), data.tokens, data.longest, data.largest_id) == (2, 4 + 3 + 2 + 2, 4, 599)
     assert data.ids(1, "rejected").tolist() == [1, 599]
+    assert data.prompt(0).tolist() == [7, 8]
+    assert data.response(0, "chosen").tolist() == [3, 2]
+    assert data.row_ids([1, 0]) == ["pair-1", "pair-0"]
 
 
 def test_a_part_of_a_table_and_several_chunks_read_the_same_rows(make_table: MakeTable) -> None:
@@ -82,7 +57,16 @@ def test_a_part_of_a_table_and_several_chunks_read_the_same_rows(make_table: Mak
             whole.ids(i, "chosen").tolist() for i in range(2, 7)
         ]
         assert part.tokens == sum(whole.lengths[side][2:7].sum() for side in ("chosen", "rejected"))
-        assert torch.equal(collate(part, [0, 4]).input_ids, collate(whole, [2, 6]).input_ids)
+
+
+def test_tokens_are_read_where_they_lie(make_table: MakeTable) -> None:
+    """Several record batches, as every shard has them: rows are views, so memory does not grow with the data."""
+    table = pa.concat_tables([make_table(3), make_table(4)])
+    assert table["chosen_input_ids"].num_chunks == 2
+    data = PairDataset(table)
+    for row, chunk in ((0, 0), (2, 0), (3, 1), (6, 1)):
+        held = table["chosen_input_ids"].chunk(chunk).values.to_numpy()
+        assert np.shares_memory(data.ids(row, "chosen"), held)
 
 
 @pytest.mark.parametrize(
@@ -97,48 +81,143 @@ def test_a_row_without_response_token_is_refused_by_name(
         PairDataset(make_table([([1], [2], [3]), row]))
 
 
+def test_neighbours_with_one_prompt_are_numbered_alike(make_table: MakeTable) -> None:
+    assert PairDataset(make_table(SHARED)).prompt_number.tolist() == [0, 0, 0, 1, 2, 3]
+
+
+# --- global batches --------------------------------------------------------------------------------------------------
+
+
 @given(pairs=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 1000), epoch=st.integers(0, 3))
-def test_an_epoch_visits_each_pair_once(pairs: int, size: int, seed: int, epoch: int) -> None:
+def test_an_epoch_visits_each_pair_once(make_table: MakeTable, pairs: int, size: int, seed: int, epoch: int) -> None:
+    order = BatchOrder(PairDataset(make_table(pairs)), size, seed)
     steps = batches_per_epoch(pairs, size)
-    batches = [global_batch(pairs, size, seed, epoch * steps + step) for step in range(steps)]
+    batches = [order.batch(epoch * steps + step) for step in range(steps)]
     assert sorted(chain(*batches)) == list(range(pairs))
     assert all(len(batch) == min(size, pairs) for batch in batches[:-1])
     assert 1 <= len(batches[-1]) <= size
-    again = global_batch(pairs, size, seed, epoch * steps)
-    assert again.tolist() == batches[0].tolist()
 
 
-def test_epochs_and_seeds_differ_in_order() -> None:
-    orders = [global_batch(50, 50, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+@given(steps=st.lists(st.integers(0, 40), min_size=1, max_size=6), seed=st.integers(0, 1000))
+def test_a_batch_depends_on_nothing_that_ran_before(make_table: MakeTable, steps: list[int], seed: int) -> None:
+    data = PairDataset(make_table(30))
+    used = BatchOrder(data, 7, seed)
+    for step in steps:
+        assert used.batch(step).tolist() == BatchOrder(data, 7, seed).batch(step).tolist()
+
+
+def test_epochs_and_seeds_differ_in_order(make_table: MakeTable) -> None:
+    data = PairDataset(make_table(50))
+    orders = [BatchOrder(data, 50, seed).batch(epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
 
 
-@given(pairs=st.integers(1, 40), size=st.integers(1, 9), world=st.integers(1, 5), seed=st.integers(0, 100))
-def test_micro_batches_of_all_ranks_part_the_batch(pairs: int, size: int, world: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    lengths = random.integers(2, 50, 100)
-    batch = random.choice(100, pairs, replace=False)
-    ranks = [micro_batches(batch, lengths, size, rank, world) for rank in range(world)]
-    assert len({len(micros) for micros in ranks}) == 1, "a rank that runs short would leave the others waiting"
-    seen = Counter(int(pair) for micro in chain(*ranks) if micro.weight for pair in micro.pairs)
+@given(st.integers(0, 200))
+def test_pairs_of_one_prompt_stay_together_and_in_order(make_table: MakeTable, seed: int) -> None:
+    order = BatchOrder(PairDataset(make_table(SHARED)), len(SHARED), seed).batch(seed).tolist()
+    place = order.index(0)
+    assert order[place : place + 3] == [0, 1, 2]
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_holds_each_response_once(make_table: MakeTable) -> None:
+    """Three pairs of the answers [1], [2] and [3, 3]: two tokens of prompt and four of answers go through the model."""
+    data = PairDataset(make_table(SHARED))
+    assert tree_of(data, [0, 1, 2], SIDES) == Tree(
+        pairs=(0, 1, 2),
+        responses=((0, "chosen"), (0, "rejected"), (1, "rejected")),
+        chosen=(0, 0, 2),
+        rejected=(1, 2, 1),
+        tokens=2 + 1 + 1 + 2,
+    )
+
+
+def test_chosen_alone_leaves_the_rejected_out(make_table: MakeTable) -> None:
+    tree = tree_of(PairDataset(make_table(SHARED)), [0, 1, 2], SIDES[:1])
+    assert (tree.responses, tree.rejected, tree.tokens) == (((0, "chosen"), (2, "chosen")), (), 2 + 1 + 2)
+
+
+def test_trees_grow_over_neighbours_as_far_as_the_limits_allow(make_table: MakeTable) -> None:
+    data = PairDataset(make_table(SHARED))
+
+    def grown(**limits: int) -> list[tuple[int, ...]]:
+        return [tree.pairs for tree in grow_trees(data, range(6), SIDES, Limits(**limits))]
+
+    assert grown(tokens=100) == [(0, 1, 2), (3,), (4,), (5,)]
+    assert grown(tokens=6) == [(0, 1, 2), (3,), (4,), (5,)]
+    assert grown(tokens=5) == [(pair,) for pair in range(6)]
+    assert grown(tokens=100, pairs=2) == [(0, 1), (2,), (3,), (4,), (5,)]
+    assert grown(tokens=100, pairs=1) == [(pair,) for pair in range(6)]
+
+
+# --- forward passes --------------------------------------------------------------------------------------------------
+
+
+def _trees(data: PairDataset, batch: Any, limits: Limits) -> list[Tree]:
+    return grow_trees(data, batch, SIDES, limits)
+
+
+@given(
+    pairs=st.integers(1, 40),
+    tokens=st.integers(36, 200),
+    most=st.one_of(st.none(), st.integers(1, 9)),
+    world=st.integers(1, 5),
+    packed=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_micro_batches_of_all_ranks_part_the_batch(
+    make_table: MakeTable, pairs: int, tokens: int, most: int | None, world: int, packed: bool, seed: int
+) -> None:
+    data = PairDataset(make_table(60, seed=seed))
+    batch = np.random.default_rng(seed).choice(60, pairs, replace=False)
+    limits = Limits(max(tokens, 2 * data.longest), most)
+    passes = micro_batches(data, batch, SIDES, limits, packed=packed, multiple=world)
+    assert len(passes) % world == 0, "a rank that runs short would leave the others waiting"
+    seen = Counter(pair for micro in passes if micro.weight for tree in micro.trees for pair in tree.pairs)
     assert seen == Counter(batch.tolist())
-    assert {micro.weight for micro in chain(*ranks)} <= {0.0, 1.0}
-    for micros in ranks:
-        assert all(1 <= len(micro.pairs) <= size for micro in micros)
-        own = [lengths[pair] for micro in micros if micro.weight for pair in micro.pairs]
-        assert own == sorted(own), "pairs of like length together"
+    assert {micro.weight for micro in passes} <= {0.0, 1.0}
+    for micro in passes:
+        held = [pair for tree in micro.trees for pair in tree.pairs]
+        longest = max(data.lengths[side][pair] for side in SIDES for pair in held)
+        needed = sum(tree.tokens for tree in micro.trees) if packed else 2 * len(held) * longest
+        assert limits.hold(needed, len(held))
 
 
-def test_micro_batches_as_their_docstring_says() -> None:
-    micros = micro_batches(np.array([4, 0, 2]), np.array([9, 0, 3, 0, 5]), size=2)
-    assert [micro.pairs.tolist() for micro in micros] == [[2, 4], [0]]
+def test_packing_fills_evenly(make_table: MakeTable) -> None:
+    """Trees of 6, 5, 4 and 3 tokens under a budget of 11: 9 and 9, where first-fit would make 11 and 7."""
+    shapes = enumerate([(3, 2), (2, 2), (1, 2), (1, 1)])
+    data = PairDataset(make_table([([10 + i], [2] * n, [3] * m) for i, (n, m) in shapes]))
+    trees = _trees(data, range(4), Limits(100))
+    assert [tree.tokens for tree in trees] == [6, 5, 4, 3]
+    assert [[tree.tokens for tree in micro.trees] for micro in pack(trees, Limits(11))] == [[6, 3], [5, 4]]
 
 
-def test_tokens_are_read_where_they_lie(make_table: MakeTable) -> None:
-    """Several record batches, as every shard has them: rows are views, so memory does not grow with the data."""
-    table = pa.concat_tables([make_table(3), make_table(4)])
-    assert table["chosen_input_ids"].num_chunks == 2
-    data = PairDataset(table)
-    for row, chunk in ((0, 0), (2, 0), (3, 1), (6, 1)):
-        held = table["chosen_input_ids"].chunk(chunk).values.to_numpy()
-        assert np.shares_memory(data.ids(row, "chosen"), held)
+def test_fewer_trees_than_processes_let_the_others_stand_in(make_table: MakeTable) -> None:
+    data = PairDataset(make_table(SHARED))
+    passes = pack(_trees(data, [3], Limits(100)), Limits(100), multiple=3)
+    assert [micro.weight for micro in passes] == [1.0, 0.0, 0.0]
+    assert all(micro.trees == passes[0].trees for micro in passes)
+
+
+def test_a_tree_beyond_the_limits_is_no_endless_search(make_table: MakeTable) -> None:
+    data = PairDataset(make_table(SHARED))
+    with pytest.raises(ValueError, match="larger than a forward pass"):
+        pack(_trees(data, [3], Limits(100)), Limits(3))
+
+
+def test_padded_rows_count_their_padding(make_table: MakeTable) -> None:
+    """Sequences of 2 and 9 tokens: together they would be four rows of 9, which 20 tokens do not hold."""
+    data = PairDataset(make_table([([1], [2], [3]), ([1], [2] * 8, [3])]))
+    trees = [tree_of(data, [pair], SIDES) for pair in (1, 0)]
+    assert [[tree.pairs for tree in micro.trees] for micro in cut(data, trees, Limits(20))] == [[(0,)], [(1,)]]
+    assert [[tree.pairs for tree in micro.trees] for micro in cut(data, trees, Limits(36))] == [[(0,), (1,)]]
+
+
+@pytest.mark.parametrize(("packed", "needed"), [(True, 2 + 5 + 3), (False, 2 * (2 + 5))])
+def test_a_pair_beyond_the_budget_is_named_before_training(make_table: MakeTable, packed: bool, needed: int) -> None:
+    data = PairDataset(make_table([([1], [2], [3]), ([1, 1], [2] * 5, [3] * 3)]))
+    check_limits(data, SIDES, needed, packed=packed)
+    with pytest.raises(OrpoError, match=rf"row 1 \(id pair-1\): the pair takes {needed} tokens.*micro_batch_tokens"):
+        check_limits(data, SIDES, needed - 1, packed=packed)

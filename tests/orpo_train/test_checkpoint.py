@@ -17,7 +17,7 @@ import torch
 
 from orpo_data.errors import OrpoError
 from orpo_train import loop
-from orpo_train.checkpoint import RunIdentity, list_checkpoints, resume, save_checkpoint
+from orpo_train.checkpoint import RunIdentity, list_checkpoints, load_best, prune, resume, save_best, save_checkpoint
 from orpo_train.loop import make_optimizer, train
 
 Make = Callable[..., Any]
@@ -116,7 +116,34 @@ def test_a_torn_line_of_metrics_is_written_again(run: Make, tmp_path: Path) -> N
 def test_what_changes_no_weights_may_differ(run: Make, tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
         run(tmp_path / "run", steps=5)
-    run(tmp_path / "run", steps=5, log_every=2, save_every=2, keep_checkpoints=1, micro_batch_size=1)
+    run(tmp_path / "run", steps=5, log_every=2, save_every=2, keep_checkpoints=1, micro_batch_size=1, layout="plain")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 6, 7])
+def test_a_resumed_run_exports_the_same_best_weights(steps: int, run: Make, tmp_path: Path) -> None:
+    """Also when it was cut after a better evaluation than its newest checkpoint knows of."""
+    settings = {"export": "best", "eval_every": 1, "learning_rate": 0.1}
+    whole = run(tmp_path / "whole", **settings)
+    assert json.loads((whole / "train.json").read_text())["exported_step"] < 8
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "cut", steps=steps, **settings)
+    _same(run(tmp_path / "cut", **settings), whole)
+
+
+def test_a_run_that_had_stopped_early_stays_stopped(run: Make, tmp_path: Path) -> None:
+    settings = {"early_stopping": 1, "eval_every": 1, "save_every": 1, "learning_rate": 0.3}
+    whole = run(tmp_path / "run", **settings)
+    stopped = json.loads((whole / "train.json").read_text())["steps"]
+    assert stopped < 8
+    run(tmp_path / "run", steps=0, **settings)
+    assert json.loads((whole / "train.json").read_text())["steps"] == stopped
+
+
+def test_another_dataset_when_told_so(run: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "run", steps=5)
+    run(tmp_path / "run", dataset="e" * 64, resume_other_dataset=True)
+    assert "belongs to dataset dddddddddddd, this one is eeeeeeeeeeee; going on" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -158,6 +185,11 @@ def trained(make_model: Make, make_config: Make) -> Callable[[int], tuple[Any, t
     return make
 
 
+def _saved(root: Path, step: int, model: Any, optimizer: torch.optim.Optimizer) -> Path:
+    save_checkpoint(root, step, model, optimizer, IDENTITY, writes=True)
+    return root / f"step-{step:06d}"
+
+
 def _state(model: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     states = sorted(optimizer.state_dict()["state"].items())
     moments = [value for _, state in states for _, value in sorted(state.items())]
@@ -166,7 +198,7 @@ def _state(model: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 def test_weights_and_moments_come_back(trained: Make, tmp_path: Path) -> None:
     saved, fresh = trained(3), trained(0)
-    folder = save_checkpoint(tmp_path, 3, *saved, IDENTITY, keep=2)
+    folder = _saved(tmp_path, 3, *saved)
     assert sorted(path.name for path in folder.iterdir()) == [WEIGHTS, "optimizer.safetensors", "state.json"]
     assert resume(tmp_path, *fresh, IDENTITY) == 3
     before, after = _state(*saved), _state(*fresh)
@@ -181,26 +213,28 @@ def test_without_a_checkpoint_a_run_begins_at_zero(trained: Make, tmp_path: Path
 
 def test_the_latest_are_kept(trained: Make, tmp_path: Path) -> None:
     for step in (2, 4, 10):
-        save_checkpoint(tmp_path, step, *trained(1), IDENTITY, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000010"]
+        _saved(tmp_path, step, *trained(1))
+        save_best(tmp_path, step, trained(1)[0], IDENTITY, writes=True)
+    prune(tmp_path, 2, {2, None})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-000002", "step-000004", "step-000010"]
 
 
 def test_a_half_written_checkpoint_is_none(trained: Make, tmp_path: Path) -> None:
-    whole = save_checkpoint(tmp_path, 2, *trained(2), IDENTITY, keep=2)
+    whole = _saved(tmp_path, 2, *trained(2))
     shutil.copytree(whole, tmp_path / ".step-000004.partial")
     (tmp_path / ".step-000004.partial" / WEIGHTS).write_bytes(b"half")
     shutil.copytree(whole, tmp_path / "step-000006")
     (tmp_path / "step-000006" / "state.json").unlink()  # half removed
     assert resume(tmp_path, *trained(0), IDENTITY) == 2
     for step in (4, 6):
-        save_checkpoint(tmp_path, step, *trained(2), IDENTITY, keep=5)
+        _saved(tmp_path, step, *trained(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "optimizer.safetensors"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_damage_is_refused_by_name(name: str, damage: str, trained: Make, tmp_path: Path) -> None:
-    file = save_checkpoint(tmp_path, 2, *trained(2), IDENTITY, keep=2) / name
+    file = _saved(tmp_path, 2, *trained(2)) / name
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes({"flipped": content, "cut": content[:-9], "gone": b""}[damage])
@@ -211,6 +245,27 @@ def test_damage_is_refused_by_name(name: str, damage: str, trained: Make, tmp_pa
     with pytest.raises(OrpoError, match=rf"step-000002/{name}: damaged.*delete .*step-000002 to go on"):
         resume(tmp_path, *fresh, IDENTITY)
     assert all(torch.equal(a, b) for a, b in zip(before, _state(*fresh), strict=True))
+
+
+@pytest.mark.parametrize("state", ["", "{", "[]", '{"step": 2}', '{"step": "x", "files": {}}'])
+def test_a_torn_state_is_refused_by_name(state: str, trained: Make, tmp_path: Path) -> None:
+    (_saved(tmp_path, 2, *trained(2)) / "state.json").write_text(state)
+    with pytest.raises(OrpoError, match=r"step-000002/state\.json: damaged; delete .*step-000002"):
+        resume(tmp_path, *trained(0), IDENTITY)
+
+
+def test_another_models_checkpoint_is_refused(trained: Make, make_model: Make, tmp_path: Path) -> None:
+    _saved(tmp_path, 2, *trained(2))
+    other = make_model("gpt2")
+    with pytest.raises(OrpoError, match=r"step-000002: belongs to another model \(.* is on one side only\)"):
+        resume(tmp_path, other, torch.optim.AdamW(other.parameters()), IDENTITY)
+
+
+def test_the_best_weights_come_back(trained: Make, tmp_path: Path) -> None:
+    (saved, _), (fresh, _) = trained(3), trained(0)
+    save_best(tmp_path, 7, saved, IDENTITY, writes=True)
+    load_best(tmp_path, 7, fresh, IDENTITY)
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), fresh.parameters(), strict=True))
 
 
 WORKER = """

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import PairDataset, collate
-from orpo_train.evaluate import PAIRS_PER_PASS, PairScores, evaluate, generate, score_pairs, summarise
-from orpo_train.model import SequenceScorer, pair_logps
+from orpo_train.batching import SIDES, Limits, PairDataset, tree_of
+from orpo_train.evaluate import PairScores, evaluate, generate, score_pairs, summarise
+from orpo_train.model import SequenceScorer, pair_sums
 from orpo_train.objectives import log_odds
 
 Make = Callable[..., Any]
@@ -24,6 +24,7 @@ Make = Callable[..., Any]
 def test_summary_by_hand() -> None:
     """Two pairs of three have the likelier chosen answer: a tie is no win. Margins 1, -2, 0; NLL per token 1, 2, 6."""
     scores = PairScores(
+        pairs=np.arange(3),
         chosen=np.array([-1, -3, -2], np.float32),
         rejected=np.array([-2, -1, -2], np.float32),
         nll_sum=np.array([2, 8, 6], np.float32),
@@ -43,18 +44,29 @@ def test_summary_by_hand() -> None:
 
 
 @settings(max_examples=10)
-@given(st.permutations(range(2 * PAIRS_PER_PASS + 3)), st.sampled_from(["response", "prompt+response"]))
-def test_scores_keep_the_order_of_the_pairs(make_model: Make, make_table: Make, order: list[int], scope: str) -> None:
-    """However the pairs are given, each has the figures that training would have for it alone."""
-    scorer, data = SequenceScorer(make_model()), PairDataset(make_table(2 * PAIRS_PER_PASS + 3))
-    scores = score_pairs(scorer, data, np.array(order), scope)
-    for place, pair in enumerate(order):
-        batch = collate(data, [pair], scope)
-        with torch.no_grad():
-            logps = pair_logps(scorer(batch), batch)
-        ratio = log_odds(logps.chosen) - log_odds(logps.rejected)
-        expected = [*(value.item() for value in vars(logps).values()), ratio.item()]
-        assert [column[place] for column in vars(scores).values()] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+@given(
+    tokens=st.integers(36, 300),
+    layout=st.sampled_from(["sdpa", "plain"]),
+    world=st.integers(1, 3),
+    scope=st.sampled_from(["response", "prompt+response"]),
+)
+def test_each_pair_is_scored_once_as_training_would(
+    make_model: Make, make_table: Make, tokens: int, layout: str, world: int, scope: str
+) -> None:
+    """Over all processes, however many there are and however much a forward pass holds."""
+    data, plain = PairDataset(make_table(9)), SequenceScorer(make_model())
+    scorer, limits = SequenceScorer(make_model(), layout), Limits(max(tokens, 2 * data.longest))
+    shares = [score_pairs(scorer, data, np.arange(9), scope, limits, rank, world) for rank in range(world)]  # type: ignore[arg-type]
+    assert sorted(pair for share in shares for pair in share.pairs) == list(range(9))
+    for share in shares:
+        assert share.pairs.tolist() == sorted(share.pairs)
+        for place, pair in enumerate(share.pairs):
+            batch = plain.collate(data, [tree_of(data, [int(pair)], SIDES)], scope)  # type: ignore[arg-type]
+            with torch.no_grad():
+                sums = pair_sums(plain(batch), batch)
+            ratio = log_odds(sums.chosen) - log_odds(sums.rejected)
+            expected = [int(pair), *(value.item() for value in vars(sums).values()), ratio.item()]
+            assert [column[place] for column in vars(share).values()] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_scoring_is_without_dropout_and_leaves_the_mode(make_model: Make, make_table: Make) -> None:

@@ -1,6 +1,7 @@
 """Chunked log-probabilities against log_softmax and gather."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orpo_train.logprobs import token_logprobs
+from orpo_train.logprobs import HeadShape, token_logprobs
 
 TOKENS, HIDDEN, WORDS = 11, 5, 17
 
@@ -24,17 +25,29 @@ def _inputs(dtype: torch.dtype = torch.float64, bias: bool = True) -> tuple[Tens
     return hidden, weight, torch.randint(WORDS, (TOKENS,), generator=random), draw(WORDS) if bias else None
 
 
-def _naive(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+def _naive(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, shape: HeadShape | None = None
+) -> Tensor:
     logits = torch.nn.functional.linear(hidden, weight, bias)
+    if shape is not None:
+        logits = logits * shape.scale
+        logits = logits if shape.cap is None else torch.tanh(logits / shape.cap) * shape.cap
     return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
-@given(chunk=st.integers(1, TOKENS + 3), bias=st.booleans())
-def test_value_and_gradient_at_any_chunk_size(chunk: int, bias: bool) -> None:
+@given(
+    chunk=st.integers(1, TOKENS + 3),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.125, 3.0]),
+    cap=st.sampled_from([None, 1.0, 30.0]),
+)
+def test_value_and_gradient_at_any_chunk_size(chunk: int, bias: bool, scale: float, cap: float | None) -> None:
     hidden, weight, targets, offset = _inputs(bias=bias)
     given_grad = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
     leaves = [leaf for leaf in (hidden, weight, offset) if leaf is not None]
-    ours, theirs = token_logprobs(hidden, weight, targets, offset, chunk), _naive(hidden, weight, targets, offset)
+    shape = HeadShape(scale, cap)
+    ours = token_logprobs(hidden, weight, targets, offset, shape, chunk)
+    theirs = _naive(hidden, weight, targets, offset, shape)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
     for mine, reference in zip(
         torch.autograd.grad(ours, leaves, given_grad), torch.autograd.grad(theirs, leaves, given_grad), strict=True
@@ -91,6 +104,32 @@ def test_without_autocast_products_stay_in_fp32() -> None:
     with _Products() as products:
         token_logprobs(hidden, weight, targets).sum().backward()
     assert set(products.dtypes) == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, HeadShape()),
+        ({"logit_scale": 0.25}, HeadShape(0.25)),  # Cohere
+        ({"logits_scaling": 8.0}, HeadShape(0.125)),  # Granite
+        ({"final_logit_softcapping": 30.0}, HeadShape(1.0, 30.0)),  # Gemma
+        ({"final_logit_softcapping": None}, HeadShape()),
+    ],
+)
+def test_the_head_of_an_architecture(settings: dict[str, float | None], expected: HeadShape) -> None:
+    assert HeadShape.of(SimpleNamespace(**settings)) == expected
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient_and_costs_no_product(frozen: str) -> None:
+    hidden, weight, targets, bias = _inputs(torch.float32)
+    leaves = {"hidden": hidden, "weight": weight, "bias": bias}
+    assert leaves[frozen] is not None
+    leaves[frozen].requires_grad_(False)  # type: ignore[union-attr]
+    with _Products() as products:
+        token_logprobs(hidden, weight, targets, bias).sum().backward()
+    assert len(products.dtypes) == 2 * (4 if frozen == "bias" else 3)
+    assert [name for name, leaf in leaves.items() if leaf is not None and leaf.grad is None] == [frozen]
 
 
 def test_no_tensor_of_all_logits_exists() -> None:

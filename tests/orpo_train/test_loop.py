@@ -21,9 +21,11 @@ from safetensors.torch import load_file
 
 from orpo_data.errors import OrpoError
 from orpo_train import loop
-from orpo_train.batching import PairDataset, global_batch
-from orpo_train.loop import METRICS, TrainReport, make_optimizer, optimizer_step, total_steps, train
+from orpo_train.batching import BatchOrder, PairDataset
+from orpo_train.loop import Run, TrainReport, make_optimizer, optimizer_step, total_steps, train
+from orpo_train.metrics import CHOSEN_METRICS, METRICS
 from orpo_train.model import SequenceScorer
+from orpo_train.objectives import OBJECTIVES, Objective
 from orpo_train.schedule import learning_rate_factor
 
 Make = Callable[..., Any]
@@ -55,7 +57,15 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 # --- one number for a global batch -----------------------------------------------------------------------------------
 
 
-def _one_step(model: Any, table: pa.Table, config: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def _run(model: Any, table: pa.Table, config: Any, optimizer: Any, layout: str = "sdpa") -> Run:
+    data, accelerator = PairDataset(table), Accelerator(cpu=True)
+    scorer, order = SequenceScorer(model, layout), BatchOrder(data, config.batch_size, config.seed)
+    return Run(config, accelerator, scorer, optimizer, data, None, order, layout, total=10)
+
+
+def _one_step(
+    model: Any, table: pa.Table, config: Any, layout: str = "sdpa"
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics of step 0 and the gradients it made."""
     gradients: dict[str, torch.Tensor] = {}
 
@@ -63,36 +73,49 @@ def _one_step(model: Any, table: pa.Table, config: Any) -> tuple[dict[str, float
         def step(self, closure: Any = None) -> None:
             gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
-    accelerator = Accelerator(cpu=True)
-    optimizer = Keep(model.parameters(), lr=0.1)
-    metrics = optimizer_step(accelerator, SequenceScorer(model), optimizer, PairDataset(table), config, 0, 10)
+    metrics = optimizer_step(_run(model, table, config, Keep(model.parameters(), lr=0.1), layout), 0)
     return metrics, gradients
 
 
-@settings(max_examples=12)
+@settings(max_examples=25)
 @given(
-    micro=st.integers(1, 8),
+    micro=st.one_of(st.none(), st.integers(1, 8)),
+    tokens=st.integers(72, 400),
+    layout=st.sampled_from(["sdpa", "plain"]),
+    one_prompt=st.booleans(),
     scope=st.sampled_from(["response", "prompt+response"]),
     reduction=st.sampled_from(["sequence", "token"]),
+    objective=st.sampled_from(["orpo", "orpo", "sft", "probability-ratio"]),
     seed=st.integers(0, 20),
 )
-def test_micro_batches_change_neither_loss_nor_gradient(
-    micro: int,
+def test_neither_micro_batches_nor_layout_nor_sharing_change_loss_or_gradient(
+    micro: int | None,
+    tokens: int,
+    layout: str,
+    one_prompt: bool,
     scope: str,
     reduction: str,
+    objective: str,
     seed: int,
     make_model: Make,
     make_table: Make,
     make_config: Make,
     naive_loss: Make,
 ) -> None:
-    """Against the loss of the whole batch by full logits and plain autograd, one sequence at a time."""
+    """Against the loss of the whole batch by full logits and plain autograd, one sequence at a time.
+
+    With `one_prompt` all pairs compare answers to the same prompt, each answer in two pairs.
+    """
     table = make_table(7, seed=seed)
+    if one_prompt:
+        answers = [row["chosen_input_ids"] for row in table.to_pylist()]
+        table = make_table([([3, 4, 5], answers[i], answers[i - 1]) for i in range(7)])
     config = make_config(
-        nll_scope=scope, nll_reduction=reduction, batch_size=7, micro_batch_size=micro, lambda_=0.5, max_grad_norm=1e9
-    )
+        nll_scope=scope, nll_reduction=reduction, batch_size=7, micro_batch_size=micro, micro_batch_tokens=tokens,
+        objective=objective, lambda_=0.5, max_grad_norm=1e9,
+    )  # fmt: skip
     model = make_model("llama", scale=3.0)
-    metrics, gradients = _one_step(model, table, config)
+    metrics, gradients = _one_step(model, table, config, layout)
     reference = make_model("llama", scale=3.0)
     loss = naive_loss(reference, table, config)
     loss.backward()
@@ -104,12 +127,10 @@ def test_micro_batches_change_neither_loss_nor_gradient(
 def test_a_short_last_batch_is_normalised_by_its_own_pairs(
     make_model: Make, make_table: Make, make_config: Make, naive_loss: Make
 ) -> None:
-    table, config = make_table(7), make_config(batch_size=4)
-    model = make_model()
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    expected = naive_loss(model, table.take(global_batch(7, 4, config.seed, 1)), config).item()
-    metrics = optimizer_step(accelerator, SequenceScorer(model), optimizer, PairDataset(table), config, 1, 2)
+    table, config, model = make_table(7), make_config(batch_size=4), make_model()
+    last = BatchOrder(PairDataset(table), 4, config.seed).batch(1)
+    expected = naive_loss(model, table.take(last), config).item()
+    metrics = optimizer_step(_run(model, table, config, torch.optim.SGD(model.parameters(), lr=0.0)), 1)
     assert metrics["pairs"] == 3
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -269,8 +290,9 @@ def test_sft_learns_from_the_chosen_answers_only(run: Make, make_table: Make, tm
         run(table=make_table(same_chosen), objective="sft", epochs=3)
         weights.append(load_file(tmp_path / "run" / "model.safetensors"))
         for line in _lines(tmp_path / "run"):
-            assert line["loss"] == pytest.approx(line["nll_loss"])
-            assert line["rewards/chosen"] == 0
+            assert line["loss"] == line["nll_loss"]
+            facts = {"step", "grad_norm", "learning_rate", "tokens", "pairs"}
+            assert line.keys() == {*CHOSEN_METRICS, *facts}, "the rejected answers do not run"
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name])
 
@@ -302,20 +324,124 @@ def test_decay_acts_on_matrices_only(make_model: Make, make_config: Make) -> Non
     assert {p.dim() for p in groups[1]["params"]} == {1}
 
 
+# --- the best weights ------------------------------------------------------------------------------------------------
+
+
+def _overfitting(make_table: Make) -> dict[str, Any]:
+    """Answers that are learnt by heart, and others of which that makes a bad model soon."""
+    train_rows = [([5], [6, 7], [8, 9])] * 4
+    held_out = [([5], [8, 9], [6, 7])] * 2
+    return {"table": make_table(train_rows), "held_out": make_table(held_out), "learning_rate": 0.05}
+
+
+def test_an_early_stop_leaves_the_best_weights(run: Make, make_table: Make, tmp_path: Path) -> None:
+    settings = _overfitting(make_table) | {"eval_every": 1, "early_stopping": 3, "epochs": 30}
+    report = run(**settings, export="best")
+    evaluations = {line["step"]: line["eval/loss"] for line in _lines(tmp_path / "run") if "eval/loss" in line}
+    best = min(evaluations, key=lambda step: evaluations[step])
+    assert report.exported_step == best
+    assert report.steps == best + 3 < 30
+    assert report.metrics["eval/loss"] == evaluations[best]
+    exported = load_file(tmp_path / "run" / "model.safetensors")
+    same = run(**_overfitting(make_table) | {"epochs": 30, "max_steps": 30})
+    assert same.exported_step == 30
+    last = load_file(tmp_path / "run" / "model.safetensors")
+    assert any(not torch.equal(exported[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize("setting", [{"export": "best"}, {"early_stopping": 2}])
+def test_the_best_needs_evaluations(setting: dict[str, Any], make_config: Make) -> None:
+    with pytest.raises(ValueError, match="needs eval_every"):
+        make_config(**setting)
+
+
+@pytest.mark.slow
+def test_compiled_layers_end_in_the_same_weights(run: Make, tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        run(compile=compiled, epochs=1)
+        weights.append(load_file(tmp_path / "run" / "model.safetensors"))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
+
+
 # --- what it refuses -------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(run: Make, model_folder: Make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    whole = loop.pair_losses
+def _breaking_at(*steps: int) -> Objective:
+    """ORPO whose loss is not a number in these calls, from 0."""
+    calls = iter(range(1000))
 
-    def broken(*args: Any) -> Any:
-        terms = whole(*args)
-        terms.loss.data.fill_(torch.nan)
-        return terms
+    def loss(pairs: Any, lambda_: float) -> torch.Tensor:
+        whole = OBJECTIVES["orpo"].loss(pairs, lambda_)
+        return whole * torch.nan if next(calls) in steps else whole
 
-    monkeypatch.setattr(loop, "pair_losses", broken)
-    with pytest.raises(OrpoError, match=r"step 1: the loss is nan.*lower train\.learning_rate"):
+    return Objective(loss)
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_its_rows_are_written_down(
+    run: Make, make_table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table(10)
+    monkeypatch.setattr(loop, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(1, 2, 4)})
+    run(table=table, batch_size=4, nonfinite_steps=3)
+    assert [line["step"] for line in _lines(tmp_path / "run")] == [1, 4, 6]
+    written = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
+    order = BatchOrder(PairDataset(table), 4, 42)
+    assert [line["step"] for line in written] == [2, 3, 5]
+    assert [line["ids"] for line in written] == [[f"pair-{i}" for i in order.batch(s)] for s in (1, 2, 4)]
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_steps_that_are_not_taken_change_no_weight(
+    make_model: Make, make_table: Make, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(0)})
+    model, config = make_model(), make_config()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    facts = optimizer_step(_run(model, make_table(4), config, make_optimizer(model, config)), 0)
+    assert "loss" not in facts
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_too_many_in_a_row_stop_the_run_with_their_rows(
+    run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(0, 2, 3)})
+    with pytest.raises(OrpoError, match=r"step 4: loss or gradient not finite, 2 steps in a row.*pair-\d.*nonfinite"):
+        run(nonfinite_steps=2)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_want_of_memory_names_the_setting_to_lower(
+    error: Exception, run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(loop, "optimizer_step", full)
+    with pytest.raises(OrpoError, match=r"not enough memory: lower train\.micro_batch_tokens \(it is 4096\)"):
         run()
+
+
+def test_other_errors_are_not_explained_away(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(loop, "optimizer_step", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run()
+
+
+def test_a_pair_beyond_the_token_budget_is_refused_before_training(run: Make, tmp_path: Path) -> None:
+    with pytest.raises(OrpoError, match=r"row \d.*raise train\.micro_batch_tokens"):
+        run(micro_batch_tokens=5)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_data_that_does_not_fit_the_model_is_refused(run: Make, make_table: Make) -> None:

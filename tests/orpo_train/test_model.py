@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,36 +17,120 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import PairDataset, collate
-from orpo_train.model import SequenceScorer, check_fits, check_head, load_model, pair_logps
+from orpo_train.batching import SIDES, Limits, PairDataset, grow_trees, tree_of
+from orpo_train.logprobs import HeadShape
+from orpo_train.model import (
+    PLAIN,
+    SequenceScorer,
+    check_fits,
+    check_head,
+    choose_layout,
+    load_model,
+    pair_sums,
+    sample_pairs,
+)
 
-ARCHITECTURES = ["llama", "llama-tied", "gpt2", "opt", "opt-projected"]
+PACKABLE = [
+    *("llama", "llama-tied", "gpt2", "opt", "opt-projected", "mistral", "mistral-window", "qwen2", "qwen3"),
+    *("phi", "phi3", "gemma3-window", "gemma2-capped", "granite-scaled", "cohere-scaled"),
+]
+ARCHITECTURES = [(kind, layout) for kind in PACKABLE for layout in ("sdpa", "flex", "plain")]
+LEARNERS = ["llama-tied", "gpt2", "opt-projected", "gemma2-capped", "granite-scaled", "mistral-window"]
 BOTH_SCOPES = pytest.mark.parametrize("scope", ["response", "prompt+response"])
 BOTH_REDUCTIONS = pytest.mark.parametrize("reduction", ["sequence", "token"])
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_scorer_equals_the_models_own_logits(kind: str, make_model: Make, make_table: Make) -> None:
-    """Padding included: the model's own logits are taken one unpadded sequence at a time."""
+@pytest.mark.parametrize(("kind", "layout"), ARCHITECTURES)
+def test_scorer_equals_the_models_own_logits(kind: str, layout: str, make_model: Make, make_table: Make) -> None:
+    """In every layout, against the model's own logits one unpadded sequence at a time; windows of 4, longer texts."""
     model, data = make_model(kind).eval(), PairDataset(make_table(5))
-    batch = collate(data, range(5))
     with torch.no_grad():
-        ours = SequenceScorer(model)(batch)
         theirs = []
-        for side in ("chosen", "rejected"):
-            for pair in range(5):
+        for pair in range(5):
+            for side in SIDES:
                 ids = torch.tensor(data.ids(pair, side)[None].astype(np.int64))
                 logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
                 theirs.append(logps[data.prompt_len(pair) - 1 :])
+        scorer = SequenceScorer(model, layout)
+        ours = scorer(scorer.collate(data, [tree_of(data, [pair], SIDES) for pair in range(5)], "response"))
     torch.testing.assert_close(ours, torch.cat(theirs), rtol=1e-5, atol=1e-4)
     assert ours.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "mistral-window", "opt"])
+def test_shared_prompts_and_responses_give_each_pair_its_own_figures(
+    kind: str, make_model: Make, make_table: Make
+) -> None:
+    """Six pairs out of four answers to one prompt, among others, against the plain layout of each pair alone."""
+    answers = [[11, 12, 13], [21], [31, 32], [41, 42, 43, 44]]
+    rows = [([5, 6, 7], answers[i], answers[j]) for i in range(4) for j in range(i + 1, 4)]
+    data = PairDataset(make_table([([8, 9], [1], [2, 3]), *rows, ([8], [1], [2, 3])]))
+    model = make_model(kind).eval()
+    trees = grow_trees(data, range(8), SIDES, Limits(1000))
+    assert [(len(tree.pairs), len(tree.responses)) for tree in trees] == [(1, 2), (6, 4), (1, 2)]
+    with torch.no_grad():
+        plain = SequenceScorer(model)
+        alone = [plain.collate(data, [tree_of(data, [pair], SIDES)], "prompt+response") for pair in range(8)]
+        expected = [pair_sums(plain(batch), batch) for batch in alone]
+        scorer = SequenceScorer(model, "sdpa")
+        batch = scorer.collate(data, trees, "prompt+response")
+        sums = pair_sums(scorer(batch), batch)
+    for name, values in vars(sums).items():
+        torch.testing.assert_close(values, torch.cat([getattr(one, name) for one in expected]), rtol=1e-5, atol=1e-4)
+
+
+# --- which layout ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PACKABLE)
+def test_architectures_that_can_take_it_are_packed(kind: str, make_model: Make, make_table: Make) -> None:
+    model = make_model(kind)
+    own = model.config._attn_implementation
+    assert choose_layout(model, PairDataset(make_table(9)), "auto") == "sdpa"
+    assert model.config._attn_implementation == own
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("bloom", "a log-probability differs by"), ("gemma2-attention-capped", "has a softcap")]
+)
+def test_others_fall_back_and_it_is_said(
+    kind: str, why: str, make_model: Make, make_table: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, data = make_model(kind), PairDataset(make_table(9))
+    assert choose_layout(model, data, "auto") == PLAIN
+    assert why in caplog.text
+    assert "training in the plain layout" in caplog.text
+    with pytest.raises(OrpoError, match=rf"train\.layout: sdpa does not suit .*{why}"):
+        choose_layout(model, data, "sdpa")
+    SequenceScorer(model)  # and the model is as it was
+
+
+def test_a_backend_that_is_wrong_is_found_out(
+    make_model: Make, make_table: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Responses that see each other: wrong by little, and only where a tree has two."""
+    from orpo_train import attention
+
+    whole = attention.causal_mask
+    monkeypatch.setattr(attention, "causal_mask", lambda before, *rest: whole(before, *rest) & False)
+    assert choose_layout(make_model(), PairDataset(make_table(9)), "auto") == PLAIN
+    assert "differs by" in caplog.text
+
+
+def test_pairs_of_all_lengths_are_probed(make_table: Make) -> None:
+    data = PairDataset(make_table([([1] * n, [2], [3]) for n in range(1, 31)]))
+    assert sample_pairs(data) == [2, 14, 26]
+    assert sample_pairs(PairDataset(make_table(1))) == [0]
+
+
+# --- the head --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("kind", "name"), [("gemma2-capped", "Gemma2"), ("granite-scaled", "Granite")])
-def test_a_head_that_does_more_is_refused(kind: str, name: str, make_model: Make) -> None:
+def test_a_head_that_does_more_than_is_known_is_refused(kind: str, name: str, make_model: Make) -> None:
     with pytest.raises(OrpoError, match=f"{name}ForCausalLM: does something between hidden states and logits"):
-        check_head(make_model(kind))
+        check_head(make_model(kind), HeadShape())
 
 
 def test_a_wrapped_head_is_refused(make_model: Make) -> None:
@@ -61,26 +146,32 @@ def test_a_wrapped_head_is_refused(make_model: Make) -> None:
 def test_checking_the_head_leaves_the_model_as_it_was(make_model: Make) -> None:
     for training in (True, False):
         model = make_model("gpt2-dropout").train(training)
-        check_head(model)
+        check_head(model, HeadShape())
         assert model.training is training
 
 
-def test_pair_logps_by_hand() -> None:
-    """Chosen: prompt token -1, responses -2 and -4; rejected: -3. Means -3 and -3; the NLL covers 1 + 2 + 4 over 3."""
+def test_pair_sums_by_hand() -> None:
+    """Prompt token -1, chosen -2 and -4, rejected -3. Means -3 and -3; the NLL covers 1 + 2 + 4 over 3 tokens."""
     batch = SimpleNamespace(
-        pairs=1,
-        sequence=torch.tensor([0, 0, 0, 1]),
-        in_response=torch.tensor([False, True, True, True]),
+        segment=torch.tensor([0, 1, 1, 2]),
+        segments=3,
+        prompt=torch.tensor([0]),
+        chosen=torch.tensor([1]),
+        rejected=torch.tensor([2]),
     )
-    logps = pair_logps(torch.tensor([-1.0, -2.0, -4.0, -3.0]), batch)  # type: ignore[arg-type]
-    assert [value.tolist() for value in vars(logps).values()] == [[-3.0], [-3.0], [7.0], [3.0]]
+    sums = pair_sums(torch.tensor([-1.0, -2.0, -4.0, -3.0]), batch)  # type: ignore[arg-type]
+    assert [value.tolist() for value in vars(sums).values()] == [[-3.0], [-3.0], [7.0], [3.0]]
+    batch.rejected = torch.tensor([], dtype=torch.long)
+    assert pair_sums(torch.tensor([-1.0, -2.0, -4.0, -3.0]), batch).rejected.isnan().tolist() == [True]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", LEARNERS)
+@pytest.mark.parametrize("layout", ["sdpa", "plain"])
 @BOTH_SCOPES
 @BOTH_REDUCTIONS
 def test_loss_and_every_gradient_equal_plain_autograd(
     kind: str,
+    layout: str,
     scope: str,
     reduction: str,
     make_model: Make,
@@ -92,7 +183,7 @@ def test_loss_and_every_gradient_equal_plain_autograd(
     config = make_config(nll_scope=scope, nll_reduction=reduction, lambda_=0.7)
     table = make_table(4)
     losses, gradients = [], []
-    for loss_of in (fast_loss, naive_loss):
+    for loss_of in (partial(fast_loss, layout=layout), naive_loss):
         model = make_model(kind, scale=3.0).eval()
         loss = loss_of(model, table, config)
         loss.backward()

@@ -43,6 +43,5 @@ def test_warmup_of_a_config() -> None:
         TrainConfig(model="m", warmup_steps=5, max_steps=4)
 
 
-def test_lambda_is_the_key_and_sft_has_none() -> None:
-    assert TrainConfig.model_validate({"model": "m", "lambda": 0.3}).weight_of_odds == 0.3
-    assert TrainConfig.model_validate({"model": "m", "lambda": 0.3, "objective": "sft"}).weight_of_odds == 0.0
+def test_lambda_is_the_key() -> None:
+    assert TrainConfig.model_validate({"model": "m", "lambda": 0.3}).lambda_ == 0.3

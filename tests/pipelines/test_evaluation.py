@@ -142,6 +142,21 @@ def test_foreign_model_has_no_before(tiny_model_dir, prepared, tmp_path):
     assert evaluation_table(report.result).row_count == len(METRICS)
 
 
+def test_base_model_without_a_tokenizer(evaluated, prepared, tiny_training, tiny_model_dir, tmp_path):
+    """The dataset's tokenizer lies beside the trained model; the base model needs none."""
+    base = tmp_path / "bare"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(tiny_model_dir / name, base / name)
+    model = train_model(prepared / "tokenize", tiny_training(model=str(base)), tmp_path / "model", job="test")
+    result = evaluate_model(model.path, prepared / "tokenize", tmp_path / "evaluate", SETTINGS).result
+    assert result["base_model"] == "bare"
+    assert result["before"] == pytest.approx(evaluated.result["before"], abs=1e-5)
+    assert [sample["before"] for sample in result["samples"]] == [
+        sample["before"] for sample in evaluated.result["samples"]
+    ]
+
+
 def test_lineage_goes_through_the_model(evaluated, trained):
     stages = [node.manifest.stage for node in orpo_data.lineage(evaluated.path).nodes]
     assert stages[-2:] == ["train", "evaluate"]

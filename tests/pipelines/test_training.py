@@ -16,7 +16,7 @@ import orpo_data
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
 from orpo_train import loop
-from pipelines.training import fetch_model, model_fingerprint, train_model, training_job
+from pipelines.training import fetch_model, model_fingerprint, train_model
 
 MODEL_FILES = {
     "README.md", "_lineage.ndjson", "_manifest.json", "chat_template.jinja", "config.json", "curves.png",
@@ -35,8 +35,8 @@ def cut_after_checkpoint(monkeypatch):
     save = loop.save_checkpoint
 
     def arm(at: int) -> None:
-        def save_and_die(root, step, *rest):
-            save(root, step, *rest)
+        def save_and_die(root, step, *rest, **named):
+            save(root, step, *rest, **named)
             if step == at:
                 raise PowerCut
 
@@ -93,17 +93,52 @@ def test_model_manifest_leads_back_to_the_raw_files(trained, prepared, tiny_mode
     assert [decision.stage for decision in story.decisions] == ["ingest", "binarize", "clean", "split", "tokenize"]
 
 
-def test_model_card_says_what_the_model_is(trained, prepared):
+def test_model_card_says_what_the_model_is(trained, prepared, tiny_model_dir):
     text = (trained.path / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front)["pipeline_tag"] == "text-generation"
-    data = read_manifest(prepared / "tokenize").fingerprint
-    assert f"fingerprint `{data}`" in body
+    assert yaml.safe_load(front)["tags"] == ["orpo", "preference-optimization"]
+    assert "base_model" not in yaml.safe_load(front)  # it is none of the hub's
+    data = read_manifest(prepared / "tokenize")
+    pairs = sum(shard.rows for shard in data.shards if shard.split == "train")
+    assert f"{tiny_model_dir.name} trained on {pairs} preference pairs with the objective `orpo`" in body
+    assert f"fingerprint `{data.fingerprint}`" in body
     assert f"Fingerprint `{trained.fingerprint}`" in body
     assert "| lambda | 0.1 |" in body
-    assert "| learning_rate | 0.01 |" in body
     assert "covers the chosen answer, averaged over each sequence, then over the pairs" in body
-    assert f"| loss | {trained.metrics['loss']:.5g} |" in body
+    assert f"| loss | {trained.metrics['loss']:.5g} | {trained.metrics['eval/loss']:.5g} |" in body
+    layout = json.loads((trained.path / "train.json").read_text())["layout"]
+    assert f"in the layout `{layout}`" in body
+    assert "the weights are those of step 6" in body
+    assert "![curves](curves.png)" in body
+
+
+def test_model_card_has_the_recipe_and_the_way_from_the_raw_files(trained, prepared, tiny_training):
+    body = (trained.path / "README.md").read_text()
+    recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert recipe["train"] == tiny_training().model_dump(mode="json", by_alias=True)
+    assert recipe["tokenize"] == read_manifest(prepared / "tokenize").recipe["tokenize"]
+    for node in orpo_data.lineage(prepared / "tokenize").nodes:
+        assert f"`{node.manifest.content_hash[:12]}`" in body
+        for item in node.manifest.inputs:
+            assert item.path is not None or f"- {item.name} `{item.fingerprint[:12]}`" in body
+
+
+def test_model_card_example_runs_with_transformers_alone(trained, monkeypatch, capsys):
+    example = (trained.path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(trained.path)
+    exec(example.replace("max_new_tokens=200", "max_new_tokens=3"), {})
+    assert capsys.readouterr().out
+
+
+def test_generation_ends_where_the_datasets_answers_end(prepared, tiny_training, tiny_model_dir, tmp_path):
+    base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 0}))
+    report = train_model(
+        prepared / "tokenize", tiny_training(model=str(base), max_steps=1), tmp_path / "run" / "model", job="test"
+    )
+    end = orpo_data.load(prepared / "tokenize")[0]["chosen_input_ids"][-1]
+    assert json.loads((report.path / "generation_config.json").read_text())["eos_token_id"] == [0, end]
 
 
 def test_train_json_has_every_setting(trained, tiny_training):
@@ -172,7 +207,7 @@ def test_resumed_run_ends_in_the_same_bytes(trained, prepared, tiny_training, tm
     steps_run = []
     with pytest.MonkeyPatch.context() as patch:
         once = loop.optimizer_step
-        patch.setattr(loop, "optimizer_step", lambda *given: steps_run.append(given[5]) or once(*given))
+        patch.setattr(loop, "optimizer_step", lambda run, step: steps_run.append(step) or once(run, step))
         report = train_model(prepared / "tokenize", tiny_training(), output, job="test")
     assert steps_run == list(range(step, 6))
     assert report.content_hash == trained.content_hash
@@ -225,6 +260,37 @@ def test_a_dataset_is_not_replaced_by_a_model(own_run, prepared, tiny_training, 
     assert snapshot(own_run / "clean") == before
 
 
+@pytest.fixture
+def no_training(monkeypatch):
+    """Nothing below is to come as far as the model."""
+    monkeypatch.delattr("pipelines.training.train")
+
+
+def test_broken_data_is_refused(own_run, tiny_training, tmp_path, no_training):
+    file = own_run / "tokenize" / "train" / "data-00000-of-00001.arrow"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(OrpoError, match=r"train/data-00000-of-00001\.arrow: its bytes changed .*orpo verify"):
+        train_model(own_run / "tokenize", tiny_training(), tmp_path / "out" / "model", job="test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_is_refused(
+    prepared, tiny_training, tiny_model_dir, plain_tokenizer_dir, tmp_path, no_training
+):
+    base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
+    shutil.copytree(plain_tokenizer_dir, base, dirs_exist_ok=True)
+    with pytest.raises(OrpoError, match=r"train\.model: the tokenizer of .*base is not .*chat-tokenizer"):
+        train_model(prepared / "tokenize", tiny_training(model=str(base)), tmp_path / "out" / "model", job="test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_tracker_is_refused(prepared, tiny_training, tmp_path, no_training):
+    with pytest.raises(UsageError, match=r"train\.trackers: unknown tracker 'wandbb'; did you mean 'wandb'"):
+        train_model(prepared / "tokenize", tiny_training(trackers=["wandbb"]), tmp_path / "model", job="test")
+
+
 def test_pickled_weights_are_refused(prepared, tiny_training, tiny_model_dir, tmp_path):
     from safetensors.torch import load_file
 
@@ -253,27 +319,7 @@ def test_unknown_model_is_one_line(monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-# --- the job ---------------------------------------------------------------------------------------------------------
-
-
-def test_job_of_a_recipe(recipe_file, tiny_model_dir, tmp_path):
-    job = training_job(
-        str(recipe_file(f"train={{model: {tiny_model_dir}}}")), None, "other", tmp_path, ["train.seed=3"]
-    )
-    assert (job.name, job.dataset, job.output) == ("test", tmp_path / "tokenize", tmp_path / "model")
-    assert (job.config.model, job.config.seed) == ("other", 3)
-
-
-def test_job_of_a_recipe_without_training(recipe_file):
-    with pytest.raises(UsageError, match="has no `train` section"):
-        training_job(str(recipe_file()), None, None, None, [])
-
-
-def test_job_of_a_dataset_and_a_model(tmp_path):
-    job = training_job(None, tmp_path / "tokenize", "m", None, ["train.lambda=0.5"])
-    assert (job.output, job.config.model, job.config.lambda_) == (tmp_path / "model", "m", 0.5)
-    with pytest.raises(UsageError, match=r"only train\.KEY=VALUE"):
-        training_job(None, tmp_path / "tokenize", "m", None, ["lambda=0.5"])
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_train_command_trains_what_the_recipe_says(orpo, recipe_file, own_run, tiny_model_dir):

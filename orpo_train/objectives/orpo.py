@@ -1,39 +1,12 @@
-"""The losses: pure functions of log-probabilities, one value for each pair, nothing reduced and nothing logged.
-
-log P(y|x) is the mean over the m response tokens of log p(y_t | x, y_<t): the geometric mean of the paper
-(Hong, Lee, Thorne 2024, arXiv 2403.07691, section 4.1). All functions compute in fp32 (float64 stays float64).
-"""
+"""Odds ratio preference optimization (Hong, Lee, Thorne 2024, arXiv 2403.07691)."""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-LARGEST_LOGP = -1e-6
-"""log P is held at or below this: P = 1 has infinite odds. In fp32 1 - exp(-1e-6) still has one significant digit."""
-
-LOG_HALF = -0.6931471805599453
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x <= 0, exact near 0 and far from it (Maechler 2012), with a finite gradient everywhere.
-
-    At x > LARGEST_LOGP the value is that of LARGEST_LOGP and the gradient 0. Both branches of the split are finite
-    after the clamp, so that `torch.where` cannot turn the one not taken into a NaN gradient.
-    """
-    x = _full_precision(x).clamp(max=LARGEST_LOGP)
-    return torch.where(x > LOG_HALF, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
-
-
-def log_odds(logp: Tensor) -> Tensor:
-    """log(P / (1 - P)) from log P (equation 4)."""
-    logp = _full_precision(logp).clamp(max=LARGEST_LOGP)
-    return logp - log1mexp(logp)
+from orpo_train.objectives.objective import Objective, PairLogps
+from orpo_train.objectives.odds import full_precision, log_odds
 
 
 def odds_ratio_loss(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
@@ -65,5 +38,12 @@ def orpo_loss(nll: Tensor, chosen_logp: Tensor, rejected_logp: Tensor, lambda_: 
     """
     log_odds_chosen = log_odds(chosen_logp) - log_odds(rejected_logp)
     log_odds_ratio = logsigmoid(log_odds_chosen)
-    nll = _full_precision(nll)
+    nll = full_precision(nll)
     return OrpoLoss(nll - lambda_ * log_odds_ratio, nll, log_odds_ratio, log_odds_chosen)
+
+
+def _loss(pairs: PairLogps, lambda_: float) -> Tensor:
+    return orpo_loss(pairs.nll, pairs.chosen, pairs.rejected, lambda_).loss
+
+
+ORPO = Objective(_loss)

@@ -1,0 +1,93 @@
+"""The figures of a step, under the names TRL's users know, and the file they go to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from orpo_train.objectives import PairLogps, log_odds
+
+CHOSEN_METRICS = ("loss", "nll_loss", "logps/chosen")
+"""What can be said where only the chosen answers ran."""
+
+METRICS = (
+    *CHOSEN_METRICS,
+    "log_odds_ratio",
+    "log_odds_chosen",
+    "logps/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+)
+
+
+def metric_sums(losses: Tensor, logps: PairLogps, lambda_: float) -> Tensor:
+    """Sums over the pairs in the order of METRICS; a reward is lambda times a mean log-probability."""
+    odds_ratio = log_odds(logps.chosen) - log_odds(logps.rejected)
+    margin = logps.chosen - logps.rejected
+    columns = (
+        losses,
+        logps.nll,
+        logps.chosen,
+        logsigmoid(odds_ratio),
+        odds_ratio,
+        logps.rejected,
+        lambda_ * logps.chosen,
+        lambda_ * logps.rejected,
+        (margin > 0).float(),
+        lambda_ * margin,
+    )
+    return torch.stack([column.detach().float().sum() for column in columns])
+
+
+class MetricsLog:
+    """metrics.jsonl and the trackers; after a resume the file goes on from the checkpoint's step."""
+
+    def __init__(self, path: Path, first: int, accelerator: Accelerator) -> None:
+        self._path, self._accelerator = path, accelerator
+        whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() and first else []  # a torn last
+        lines = [json.loads(line) for line in whole]  # line has no end
+        self.lines: list[dict[str, Any]] = [line for line in lines if line["step"] <= first]
+        accelerator.wait_for_everyone()  # every process has read the old lines
+        if accelerator.is_main_process:
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            partial.replace(path)  # killed here, the old lines are still whole
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        line = {"step": step, **metrics}
+        self.lines.append(line)
+        if self._accelerator.is_main_process:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self._accelerator.log(metrics, step=step)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if "eval/loss" in line]
+
+    @property
+    def training(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if "loss" in line]
+
+    def best(self, until: int | None = None) -> int | None:
+        """The step with the lowest evaluation loss, the first of equals; None before any evaluation."""
+        lines = [line for line in self.evaluations if until is None or line["step"] <= until]
+        return min(lines, key=lambda line: line["eval/loss"])["step"] if lines else None
+
+    def evaluations_without_gain(self) -> int:
+        """Evaluations since the best one."""
+        best = self.best()
+        return sum(line["step"] > best for line in self.evaluations) if best is not None else 0
+
+    def last(self, step: int | None = None) -> dict[str, float]:
+        """The newest training line and evaluation in one, those up to `step` if given."""
+        newest = []
+        for kind in (self.training, self.evaluations):
+            newest += [line for line in kind if step is None or line["step"] <= step][-1:]
+        return {name: value for line in newest for name, value in line.items() if name != "step"}
