@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from orpo_data.errors import OrpoError
 from orpo_data.shards import file_sha256
+from orpo_train import zero
 
 log = logging.getLogger(__name__)
 
@@ -119,11 +120,11 @@ def resume(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ident
     return step
 
 
-def load_best(root: Path, step: int, model: nn.Module, identity: RunIdentity) -> None:
-    """Put the best weights into the model; OrpoError as for `resume`."""
+def load_best(root: Path, step: int, identity: RunIdentity) -> dict[str, Tensor]:
+    """The weights of the best evaluation; OrpoError as for `resume`."""
     folder = root / f"{BEST}-{step:06d}"
     _read_state(folder, identity)
-    set_weights(model, load_file(folder / MODEL_NAME), folder)
+    return load_file(folder / MODEL_NAME)
 
 
 def _read_state(folder: Path, identity: RunIdentity) -> int:
@@ -142,7 +143,7 @@ def _read_state(folder: Path, identity: RunIdentity) -> int:
 
 def _whole(tensor: Tensor) -> Tensor:
     """On the CPU, a tensor that may lie in pieces on several processes."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else zero.whole(tensor)
     return whole.detach().cpu().contiguous()
 
 

@@ -21,6 +21,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from orpo_data.errors import OrpoError
+from orpo_train import zero
 from orpo_train.adapters import attach_lora, load_base, merge_lora
 from orpo_train.batching import (
     SIDES,
@@ -92,6 +93,10 @@ class Run:
         return self.accelerator.unwrap_model(self.scorer)  # type: ignore[no-any-return]
 
     @property
+    def zero(self) -> bool:
+        return zero.in_use(self.accelerator)
+
+    @property
     def objective(self) -> Objective:
         return OBJECTIVES[self.config.objective]
 
@@ -127,8 +132,9 @@ def train(
         settings = config.model_dump(mode="json", by_alias=True)
         own = {name: value for name, value in settings.items() if name not in NOT_IDENTITY}
         identity = RunIdentity(dataset_fingerprint, own, config.resume_other_dataset)
-        report = run_steps(run, identity, settings, work_dir, show_progress=show_progress)
-        export_model(run, work_dir)
+        weights, report = run_steps(run, identity, settings, work_dir, show_progress=show_progress)
+        if run.accelerator.is_main_process:
+            export_model(run, weights, work_dir)
     if run.accelerator.is_main_process:
         finished = {"config": settings, "dataset": dataset_fingerprint, **vars(report)}
         (work_dir / TRAIN_NAME).write_text(json.dumps(finished, indent=2) + "\n", encoding="utf-8")
@@ -158,6 +164,8 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
         project_dir=work_dir,
         cpu=not torch.accelerator.is_available(),
     )
+    if zero.in_use(accelerator):
+        zero.configure(accelerator, config)
     set_seed(config.seed)
     data = PairDataset(train_table)
     held_out = PairDataset(eval_table) if eval_table is not None and len(eval_table) else None
@@ -174,8 +182,10 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compile:
         compile_layers(model)
-    optimizer = make_optimizer(model, config)
-    scorer, optimizer = accelerator.prepare(SequenceScorer(model, layout, config.precision), optimizer)
+    bare, optimizer = SequenceScorer(model, layout, config.precision), make_optimizer(model, config)
+    if zero.in_use(accelerator):
+        zero.announce_head(bare)
+    scorer, optimizer = accelerator.prepare(bare, optimizer)
     scorer.train()
     order = BatchOrder(data, config.batch_size, config.seed)
     return Run(config, accelerator, scorer, optimizer, data, held_out, order, layout, total_steps(config, len(data)))
@@ -183,8 +193,8 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
 
 def run_steps(
     run: Run, identity: RunIdentity, settings: dict[str, Any], work_dir: Path, *, show_progress: bool
-) -> TrainReport:
-    """All optimizer steps from the newest checkpoint on; afterwards the model holds the weights to export."""
+) -> tuple[dict[str, Tensor], TrainReport]:
+    """All optimizer steps from the newest checkpoint on: the weights to export, and what happened."""
     config, accelerator = run.config, run.accelerator
     checkpoints = work_dir / "checkpoints"
     step = resume(checkpoints, run.model, run.optimizer.optimizer, identity)
@@ -192,7 +202,15 @@ def run_steps(
     if config.trackers:
         accelerator.init_trackers("orpo", {k: v for k, v in settings.items() if isinstance(v, str | float | int)})
     saved, nonfinite = step, 0
+
+    def evaluate() -> None:
+        log.write(step, evaluation_metrics(run, run.held_out))
+        if config.export == "best" and log.best() == step:
+            save_best(checkpoints, step, run.model, identity, writes=accelerator.is_main_process)
+
     with _progress(run.total, step, show_progress and accelerator.is_main_process) as advance:
+        if run.held_out and config.eval_every and step == 0:
+            evaluate()  # what training starts from
         while step < run.total and not stops_early(log, config):
             metrics = optimizer_step(run, step)
             step += 1
@@ -202,9 +220,7 @@ def run_steps(
             elif step % config.log_every == 0 or step == run.total:
                 log.write(step, metrics)
             if run.held_out and (step == run.total or (config.eval_every and step % config.eval_every == 0)):
-                log.write(step, evaluation_metrics(run, run.held_out))
-                if config.export == "best" and log.best() == step:
-                    save_best(checkpoints, step, run.model, identity, writes=accelerator.is_main_process)
+                evaluate()
             if config.save_every and step % config.save_every == 0:
                 writes = accelerator.is_main_process
                 save_checkpoint(checkpoints, step, run.model, run.optimizer.optimizer, identity, writes=writes)
@@ -212,15 +228,14 @@ def run_steps(
             if accelerator.is_main_process:
                 prune(checkpoints, config.keep_checkpoints, {log.best(), log.best(until=saved)})
             advance(metrics)
-    exported = step
-    best = log.best()
-    if config.export == "best" and best is not None:
-        accelerator.wait_for_everyone()
-        load_best(checkpoints, best, run.model, identity)
-        exported = best
+    best = log.best() if config.export == "best" else None
+    exported = step if best is None else best
+    accelerator.wait_for_everyone()  # the best weights are written
+    weights = trained_weights(run.model) if best is None else load_best(checkpoints, best, identity)
     if accelerator.is_main_process:
         draw_curves(work_dir / CURVES_NAME, log.training, log.evaluations)
-    return TrainReport(step, exported, *seen(run, step), layout=run.layout, metrics=log.last(exported))
+    report = TrainReport(step, exported, *seen(run, step), layout=run.layout, metrics=log.last(exported))
+    return weights, report
 
 
 def stops_early(log: MetricsLog, config: TrainConfig) -> bool:
@@ -248,19 +263,30 @@ def optimizer_step(run: Run, step: int) -> dict[str, float]:
             logps = reduced(pair_sums(run.scorer(rows), rows), config.nll_reduction, nll_tokens, len(batch))
             losses = run.objective.loss(logps, config.lambda_)
             # the mean over the global batch; processes average their gradients, the sum over all of them is wanted
-            accelerator.backward(losses.sum() * (micro.weight * world / len(batch)))
+            loss = losses.sum() * (micro.weight * world / len(batch))
+            if run.zero:
+                zero.backward(run.scorer, loss, last=last)
+            else:
+                accelerator.backward(loss)
         sums += metric_sums(losses, logps, config.lambda_) * micro.weight
-    grad_norm = float(accelerator.clip_grad_norm_(run.scorer.parameters(), config.max_grad_norm))
     rate = config.learning_rate * learning_rate_factor(config.schedule, step, config.warmup(run.total), run.total)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     metrics = named_means(accelerator.reduce(sums, reduction="sum"), len(batch), run.objective)
+    grad_norm = update(run, finite=math.isfinite(metrics["loss"]))
     facts = {"grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens_of(run, batch), "pairs": len(batch)}
-    finite = math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)
-    if finite:
+    return metrics | facts if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm) else facts
+
+
+def update(run: Run, *, finite: bool) -> float:
+    """Clip and step, unless the loss (`finite`) or the gradient is not finite; returns the gradient's norm."""
+    if run.zero:
+        return zero.step(run.scorer)
+    norm = float(run.accelerator.clip_grad_norm_(run.scorer.parameters(), run.config.max_grad_norm))
+    if finite and math.isfinite(norm):
         run.optimizer.step()
     run.optimizer.zero_grad()
-    return metrics | facts if finite else facts
+    return norm
 
 
 def reduced(sums: PairSums, reduction: str, nll_tokens: int, pairs: int) -> PairLogps:
@@ -294,8 +320,9 @@ def report_nonfinite(run: Run, step: int, in_a_row: int, facts: dict[str, float]
         )
 
 
-def evaluation_metrics(run: Run, data: PairDataset) -> dict[str, float]:
+def evaluation_metrics(run: Run, data: PairDataset | None) -> dict[str, float]:
     """The metrics over the held-out pairs, both sides, as eval/...; each process scores its share."""
+    assert data is not None
     accelerator, config = run.accelerator, run.config
     place = (accelerator.process_index, accelerator.num_processes)
     everything: IntArray = np.arange(len(data))
@@ -307,14 +334,12 @@ def evaluation_metrics(run: Run, data: PairDataset) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in zip(METRICS, values, strict=True)}
 
 
-def export_model(run: Run, work_dir: Path) -> None:
+def export_model(run: Run, weights: dict[str, Tensor], work_dir: Path) -> None:
     """The model as transformers saves it: safetensors, configuration, generation configuration."""
-    weights = trained_weights(run.model)  # every process takes part when they lie in pieces
-    if run.accelerator.is_main_process:
-        if run.config.lora:
-            merge_lora(weights, run.config).save_pretrained(work_dir)
-        else:
-            run.model.save_pretrained(work_dir, state_dict=weights)
+    if run.config.lora:
+        merge_lora(weights, run.config).save_pretrained(work_dir)
+    else:
+        run.model.save_pretrained(work_dir, state_dict=weights)
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:

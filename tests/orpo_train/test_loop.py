@@ -230,7 +230,7 @@ def test_metrics_have_the_names_users_know(run: Make, make_table: Make, tmp_path
     lines = _lines(tmp_path / "run")
     training, evaluations = ([x for x in lines if ("eval/loss" in x) is which] for which in (False, True))
     assert [line["step"] for line in training] == [1, 2, 3]
-    assert [line["step"] for line in evaluations] == [2, 3]
+    assert [line["step"] for line in evaluations] == [0, 2, 3], "before any step, every second, and at the end"
     assert set(METRICS) == KNOWN_NAMES | {"loss"}
     for line in training:
         assert line.keys() == {"step", *METRICS, "grad_norm", "learning_rate", "tokens", "pairs"}
