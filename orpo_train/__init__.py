@@ -1,1 +1,1 @@
-"""Shards in, model out. Walk it as batching -> model -> logprobs -> objectives -> loop."""
+"""Shards in, model out. Walk it as batching -> layout -> attention -> model -> logprobs -> objectives -> loop."""

@@ -228,6 +228,29 @@ def test_checkpoints_of_other_settings_are_not_used(prepared, tiny_training, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_another_datasets_run_goes_on_only_when_told_so(
+    prepared, tiny_training, tmp_path, cut_after_checkpoint, caplog
+):
+    """The interrupted run is made another dataset's by what its checkpoint and its folder say."""
+    output = tmp_path / "model"
+    cut_after_checkpoint(2)
+    with pytest.raises(PowerCut):
+        train_model(prepared / "tokenize", tiny_training(), output, job="test")
+    cut_after_checkpoint(-1)
+    (work,) = tmp_path.glob(".model.*.partial")
+    (state,) = work.glob("checkpoints/*/state.json")
+    document = json.loads(state.read_text())
+    state.write_text(json.dumps(document | {"dataset": "d" * 64}))
+    with pytest.raises(OrpoError, match="belongs to dataset dddddddddddd.*set train.resume_other_dataset"):
+        train_model(prepared / "tokenize", tiny_training(), output, job="test")
+    work.rename(tmp_path / ".model.0123456789ab.partial")
+    report = train_model(prepared / "tokenize", tiny_training(resume_other_dataset=True), output, job="test")
+    assert report.ran
+    assert "belongs to dataset dddddddddddd" in caplog.text
+    assert [line["step"] for line in metrics(output) if "loss" in line][:1] != [3], "the old lines are kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_failed_run_leaves_the_model_before_it(own_model, prepared, tiny_training, snapshot, cut_after_checkpoint):
     before = snapshot(own_model)
     cut_after_checkpoint(2)
