@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor
 
 from orpo_data.errors import OrpoError
@@ -163,6 +163,7 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
         log_with=config.trackers or None,
         project_dir=work_dir,
         cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     if zero.in_use(accelerator):
         zero.configure(accelerator, config)

@@ -1,12 +1,7 @@
 """The training loop: one loss per global batch, its metrics, its files, and what it refuses."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +24,6 @@ from orpo_train.objectives import OBJECTIVES, Objective
 from orpo_train.schedule import learning_rate_factor
 
 Make = Callable[..., Any]
-ROOT = Path(__file__).parent.parent.parent
 KNOWN_NAMES = {
     *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
     *("logps/chosen", "logps/rejected", "nll_loss", "log_odds_ratio", "log_odds_chosen"),
@@ -133,73 +127,6 @@ def test_a_short_last_batch_is_normalised_by_its_own_pairs(
     metrics = optimizer_step(_run(model, table, config, torch.optim.SGD(model.parameters(), lr=0.0)), 1)
     assert metrics["pairs"] == 3
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-WORKER = """
-import sys
-from pathlib import Path
-import pyarrow as pa
-from accelerate import PartialState
-from orpo_train.config import TrainConfig
-from orpo_train.loop import train
-
-folder = Path(sys.argv[1])
-tables = [pa.ipc.open_stream(folder / f"{name}.arrow").read_all() for name in ("train", "eval")]
-config = TrainConfig.model_validate_json((folder / "config.json").read_text())
-train(config, *tables, folder / sys.argv[2], "f" * 64)
-assert PartialState().num_processes == int(sys.argv[3])
-"""
-
-
-def _launch(folder: Path, output: str, processes: int) -> None:
-    """The worker in so many processes; all of them are gone afterwards.
-
-    torchrun, as `accelerate launch --cpu` on one machine starts a single process whatever --num_processes says.
-    """
-    (folder / output).mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, str(folder / "worker.py"), str(folder), output, str(processes)],
-        start_new_session=True,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=90)
-    finally:
-        process.terminate()  # torchrun ends its workers, which have sessions of their own
-        process.wait(timeout=30)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
-
-
-@pytest.mark.slow
-def test_two_processes_end_in_the_weights_of_one(
-    model_folder: Make, make_table: Make, make_config: Make, tmp_path: Path
-) -> None:
-    """Nine pairs in batches of five: the second process has a pair less, and stands in. The only held-out pair is
-    scored by the first process, with nothing to do for the second."""
-    config = make_config(
-        model=str(model_folder("llama")), batch_size=5, micro_batch_size=1, epochs=2, nll_reduction="token",
-        eval_every=2, save_every=2, learning_rate=1e-3,
-    )  # fmt: skip
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    (tmp_path / "worker.py").write_text(WORKER)
-    for name, pairs in (("train", 9), ("eval", 1)):
-        table = make_table(pairs)
-        with pa.ipc.new_stream(tmp_path / f"{name}.arrow", table.schema) as writer:
-            writer.write_table(table)
-    _launch(tmp_path, "one", 1)
-    _launch(tmp_path, "two", 2)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
-    for first, second in zip(_lines(tmp_path / "one"), _lines(tmp_path / "two"), strict=True):
-        assert second == pytest.approx(first, rel=1e-3, abs=1e-4)
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from orpo_data.manifest import read_manifest
 from orpo_train import loop
 from pipelines.training import fetch_model, model_fingerprint, train_model
 
+ROOT = Path(__file__).parents[2]
 MODEL_FILES = {
     "README.md", "_lineage.ndjson", "_manifest.json", "chat_template.jinja", "config.json", "curves.png",
     "generation_config.json", "metrics.jsonl", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -241,7 +242,7 @@ def test_another_datasets_run_goes_on_only_when_told_so(
     (state,) = work.glob("checkpoints/*/state.json")
     document = json.loads(state.read_text())
     state.write_text(json.dumps(document | {"dataset": "d" * 64}))
-    with pytest.raises(OrpoError, match="belongs to dataset dddddddddddd.*set train.resume_other_dataset"):
+    with pytest.raises(OrpoError, match=r"belongs to dataset dddddddddddd.*set train\.resume_other_dataset"):
         train_model(prepared / "tokenize", tiny_training(), output, job="test")
     work.rename(tmp_path / ".model.0123456789ab.partial")
     report = train_model(prepared / "tokenize", tiny_training(resume_other_dataset=True), output, job="test")
@@ -362,17 +363,18 @@ def test_train_command_trains_what_the_recipe_says(orpo, recipe_file, own_run, t
 
 @pytest.mark.slow
 def test_two_processes_of_the_command_line_make_one_model(prepared, tiny_model_dir, tmp_path):
-    """torchrun on CPUs: one process commits, both end well, the weights are those of one process."""
+    """accelerate launch on CPUs: one process commits, both end well, the weights are those of one process."""
     script = tmp_path / "orpo.py"
     script.write_text("from flows.cli import main\n\nmain()\n")
     settings = ["max_steps=3", "batch_size=4", "micro_batch_size=1", "precision=fp32"]
     for processes in (1, 2):
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)),
+            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "orpo_train/launch/cpu.yaml"),
+            *("--num_processes", str(processes)),
             *(script, "train", "--dataset", prepared / "tokenize", "--model", tiny_model_dir),
             *("-o", tmp_path / str(processes), *(word for s in settings for word in ("--set", f"train.{s}"))),
         ]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert [line.startswith("model ") for line in done.stdout.splitlines()] == [True, False]
