@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS = 2**24
-"""Logits that exist at a time: 64 MiB in fp32."""
+CHUNK_LOGITS = 2**23
+"""Logits that exist at a time: 32 MiB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,9 @@ class HeadShape:
             products.mul_(self.scale)
         return products if self.cap is None else products.div_(self.cap).tanh_().mul_(self.cap)
 
-    def slope_(self, slope: Tensor, logits: Tensor) -> Tensor:
-        """The gradient of the products, in place, from that of the logits."""
-        if self.cap is not None:
-            slope.mul_(1 - (logits / self.cap).square_())
-        return slope if self.scale == 1.0 else slope.mul_(self.scale)
+    def derivative(self, logits: Tensor) -> Tensor | float:
+        """d logits / d products, from the logits."""
+        return self.scale if self.cap is None else (logits / self.cap).square_().neg_().add_(1).mul_(self.scale)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -58,8 +56,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         cast_weight = weight.to(dtype)
         for part, goal in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             logits = shape.logits(_products(part, cast_weight, bias))  # [chunk, V]
-            normaliser = torch.logsumexp(logits, dim=-1)
-            logps.append(logits.gather(1, goal[:, None]).squeeze(1) - normaliser)
+            target = logits.gather(1, goal[:, None]).squeeze(1)
+            # torch.logsumexp makes copies of the logits, and takes many times as long on a CPU
+            peak = logits.amax(dim=-1)
+            normaliser = logits.sub_(peak[:, None]).exp_().sum(dim=-1).log_().add_(peak)
+            logps.append(target - normaliser)
             normalisers.append(normaliser)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
         ctx.shape, ctx.dtype, ctx.chunk = shape, dtype, chunk
@@ -76,15 +77,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             logits = ctx.shape.logits(_products(hidden[rows], cast_weight, bias))
+            derivative = ctx.shape.derivative(logits)
             # d logp / d logits = onehot(target) - softmax
-            slope = (logits - normalisers[rows, None]).exp_().mul_(-grad[rows, None])
+            slope = logits.sub_(normalisers[rows, None]).exp_().mul_(-grad[rows, None])
             slope.scatter_add_(1, targets[rows, None], grad[rows, None])
-            slope = ctx.shape.slope_(slope, logits)
-            del logits
+            if ctx.shape != HeadShape():
+                slope.mul_(derivative)
             cast_slope = slope.to(ctx.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = (cast_slope @ cast_weight).to(hidden.dtype)
-            if grad_weight is not None:
+            if grad_weight is not None and grad_weight.dtype == ctx.dtype:
+                grad_weight.addmm_(cast_slope.T, hidden[rows].to(ctx.dtype))
+            elif grad_weight is not None:
                 grad_weight += cast_slope.T @ hidden[rows].to(ctx.dtype)
             if grad_bias is not None:
                 grad_bias += slope.sum(0)

@@ -77,8 +77,8 @@ class _Products(TorchDispatchMode):
         self.dtypes: list[torch.dtype] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is torch.ops.aten.mm.default:
-            self.dtypes += [args[0].dtype, args[1].dtype]
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
+            self.dtypes += [args[-2].dtype, args[-1].dtype]
         return func(*args, **kwargs or {})
 
 
