@@ -1,4 +1,4 @@
-"""This project's training: `set_up` and `optimizer_step` of orpo_train.loop, as `orpo train` runs them."""
+"""This project's training: `set_up` and `optimizer_step` of the training loop, as `orpo train` runs them."""
 
 import tempfile
 import time
@@ -9,8 +9,9 @@ from benchmarks.measure import Job, Measurement, memory_with
 from orpo_train.adapters import load_base
 from orpo_train.batching import micro_batches
 from orpo_train.config import TrainConfig
-from orpo_train.loop import Run, optimizer_step, set_up
 from orpo_train.model import PLAIN
+from orpo_train.run import Run, set_up
+from orpo_train.step import optimizer_step
 
 
 def settings(job: Job) -> TrainConfig:

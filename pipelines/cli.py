@@ -112,7 +112,7 @@ def train(
         _train_sweep(sweep_jobs(sweeps, *asked), as_json)
         return
     job = training_job(*asked)
-    from orpo_train.loop import process_state
+    from orpo_train.run import process_state
     from pipelines.training import train_model
 
     report = train_model(job.dataset, job.config, job.output, job=job.name, show_progress=True)
@@ -125,7 +125,7 @@ def train(
 
 
 def _train_sweep(jobs: "dict[str, TrainingJob]", as_json: bool) -> None:
-    from orpo_train.loop import process_state
+    from orpo_train.run import process_state
     from pipelines.console import out
     from pipelines.sweep import comparison_table, train_sweep
 

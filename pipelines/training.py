@@ -23,7 +23,8 @@ from orpo_data.shards import commit_folder, file_sha256, list_files, read_table,
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
-from orpo_train.loop import NOT_IDENTITY, process_state, train
+from orpo_train.loop import NOT_IDENTITY, train
+from orpo_train.run import process_state
 from pipelines.checks import check_inputs
 from pipelines.model_card import model_card
 

@@ -30,9 +30,9 @@ from transformers import (
 from orpo_data.schema import TOKENIZED
 from orpo_train.batching import SIDES, Limits, PairDataset, cut, grow_trees, tree_of
 from orpo_train.config import TrainConfig
-from orpo_train.loop import reduced
 from orpo_train.model import PLAIN, SequenceScorer, pair_sums
 from orpo_train.objectives import OBJECTIVES
+from orpo_train.step import reduced
 
 VOCABULARY = 600  # as many as the test tokenizers have at most
 

@@ -27,7 +27,8 @@ from orpo_train.checkpoint import (
     save_checkpoint,
     set_weights,
 )
-from orpo_train.loop import make_optimizer, train
+from orpo_train.loop import train
+from orpo_train.run import make_optimizer
 
 Make = Callable[..., Any]
 ROOT = Path(__file__).parent.parent.parent

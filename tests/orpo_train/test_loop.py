@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 
 from orpo_data.errors import OrpoError
 from orpo_train import loop
+from orpo_train import run as run_module
 from orpo_train.batching import BatchOrder, PairDataset
-from orpo_train.loop import Run, TrainReport, make_optimizer, optimizer_step, total_steps, train
+from orpo_train.loop import TrainReport, train
 from orpo_train.metrics import CHOSEN_METRICS, METRICS
 from orpo_train.model import SequenceScorer
 from orpo_train.objectives import OBJECTIVES, Objective
+from orpo_train.run import Run, make_optimizer, total_steps
 from orpo_train.schedule import learning_rate_factor
+from orpo_train.step import optimizer_step
 
 Make = Callable[..., Any]
 KNOWN_NAMES = {
@@ -310,7 +313,7 @@ def test_a_step_that_is_not_finite_is_not_taken_and_its_rows_are_written_down(
     run: Make, make_table: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = make_table(10)
-    monkeypatch.setattr(loop, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(1, 2, 4)})
+    monkeypatch.setattr(run_module, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(1, 2, 4)})
     run(table=table, batch_size=4, nonfinite_steps=3)
     assert [line["step"] for line in _lines(tmp_path / "run")] == [1, 4, 6]
     written = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
@@ -324,7 +327,7 @@ def test_a_step_that_is_not_finite_is_not_taken_and_its_rows_are_written_down(
 def test_steps_that_are_not_taken_change_no_weight(
     make_model: Make, make_table: Make, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(0)})
+    monkeypatch.setattr(run_module, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(0)})
     model, config = make_model(), make_config()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     facts = optimizer_step(_run(model, make_table(4), config, make_optimizer(model, config)), 0)
@@ -336,7 +339,7 @@ def test_steps_that_are_not_taken_change_no_weight(
 def test_too_many_in_a_row_stop_the_run_with_their_rows(
     run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(0, 2, 3)})
+    monkeypatch.setattr(run_module, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(0, 2, 3)})
     with pytest.raises(OrpoError, match=r"step 4: loss or gradient not finite, 2 steps in a row.*pair-\d.*nonfinite"):
         run(nonfinite_steps=2)
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -405,7 +408,7 @@ class Notes(GeneralTracker):
 
 def test_trackers_see_every_line(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = Notes()
-    monkeypatch.setattr(loop, "Accelerator", lambda **options: Accelerator(**options | {"log_with": [notes]}))
+    monkeypatch.setattr(run_module, "Accelerator", lambda **options: Accelerator(**options | {"log_with": [notes]}))
     run(trackers=["notes"])
     assert notes.settings["lambda"] == 0.1
     assert [{"step": step, **values} for step, values in notes.logged] == _lines(tmp_path / "run")

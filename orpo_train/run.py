@@ -1,0 +1,141 @@
+"""A training run before its first step: model, data and optimizer, checked against each other."""
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+from orpo_train import zero
+from orpo_train.adapters import attach_lora, load_base
+from orpo_train.batching import SIDES, BatchOrder, Limits, PairDataset, batches_per_epoch, check_limits
+from orpo_train.config import TrainConfig
+from orpo_train.model import PLAIN, SequenceScorer, check_fits, choose_layout
+from orpo_train.objectives import OBJECTIVES, Objective
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a step needs."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    scorer: torch.nn.Module
+    optimizer: Any
+    data: PairDataset
+    held_out: PairDataset | None
+    order: BatchOrder
+    layout: str
+    total: int  # planned optimizer steps
+
+    @property
+    def model(self) -> Any:
+        return self.bare_scorer.model
+
+    @property
+    def bare_scorer(self) -> SequenceScorer:
+        return self.accelerator.unwrap_model(self.scorer)  # type: ignore[no-any-return]
+
+    @property
+    def zero(self) -> bool:
+        return zero.in_use(self.accelerator)
+
+    @property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.config.objective]
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return sides_of(self.config)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.config.micro_batch_tokens, self.config.micro_batch_size)
+
+
+def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | None, work_dir: Path) -> Run:
+    """Model, data and optimizer, checked against each other before any step."""
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run may have left another configuration
+    accelerator = Accelerator(
+        mixed_precision="no",  # the scorer sees to it
+        log_with=config.trackers or None,
+        project_dir=work_dir,
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if zero.in_use(accelerator):
+        zero.configure(accelerator, config)
+    set_seed(config.seed)
+    data = PairDataset(train_table)
+    held_out = PairDataset(eval_table) if eval_table is not None and len(eval_table) else None
+    model: Any = load_base(config).to(accelerator.device)
+    for pairs in filter(None, (data, held_out)):
+        check_fits(model, pairs)
+    layout = choose_layout(model, data, config.layout)
+    check_limits(data, sides_of(config), config.micro_batch_tokens, packed=layout != PLAIN)
+    if held_out is not None:
+        check_limits(held_out, SIDES, config.micro_batch_tokens, packed=layout != PLAIN)
+    if config.lora:
+        attach_lora(model, config.lora)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile:
+        compile_layers(model)
+    bare, optimizer = SequenceScorer(model, layout, config.precision), make_optimizer(model, config)
+    if zero.in_use(accelerator):
+        zero.announce_head(bare)
+    scorer, optimizer = accelerator.prepare(bare, optimizer)
+    scorer.train()
+    order = BatchOrder(data, config.batch_size, config.seed)
+    return Run(config, accelerator, scorer, optimizer, data, held_out, order, layout, total_steps(config, len(data)))
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed: each step takes and frees the same gigabytes, and fresh pages cost time.
+
+    Returns whether the C library could be told so; others have no such call.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # numbers of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, -1))
+
+
+def process_state() -> PartialState:
+    """Rank and number of processes as the launcher set them; without an accelerator they meet over gloo on the CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def sides_of(config: TrainConfig) -> tuple[str, ...]:
+    """The sides of a pair that training runs through the model."""
+    return SIDES if OBJECTIVES[config.objective].needs_rejected else SIDES[:1]
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; decay acts on matrices, not on biases and norms."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.adam_beta1, config.adam_beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=True)
+
+
+def compile_layers(model: Any) -> None:
+    """torch.compile of each layer by itself: they share one compilation, and attention stays outside of it."""
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or ()):
+            module.compile(dynamic=True)
+
+
+def total_steps(config: TrainConfig, pairs: int) -> int:
+    """Optimizer steps of a run; a last short batch of an epoch is a step too."""
+    steps = config.epochs * batches_per_epoch(pairs, config.batch_size)
+    return min(steps, config.max_steps) if config.max_steps else steps

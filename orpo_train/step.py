@@ -1,0 +1,102 @@
+"""One optimizer step, and an evaluation: what turns pairs into an update and into figures.
+
+The loss of a global batch is one number. Its normalisers (pairs, supervised tokens) are known from the lengths of the
+whole batch before any forward pass, so neither the micro-batches nor the number of processes change it.
+"""
+
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orpo_train import zero
+from orpo_train.batching import IntArray, PairDataset, micro_batches
+from orpo_train.evaluate import score_pairs
+from orpo_train.metrics import CHOSEN_METRICS, METRICS, metric_sums
+from orpo_train.model import PLAIN, PairSums, pair_sums
+from orpo_train.objectives import Objective, PairLogps
+from orpo_train.run import Run
+from orpo_train.schedule import learning_rate_factor
+
+
+def optimizer_step(run: Run, step: int) -> dict[str, float]:
+    """One global batch: forward and backward in micro-batches, one update. Returns the batch's metrics.
+
+    When the loss or the gradient is not finite, the weights stay as they are and the metrics have no `loss`.
+    """
+    config, accelerator, world = run.config, run.accelerator, run.accelerator.num_processes
+    batch = run.order.batch(step)
+    nll_tokens = run.data.nll_tokens(batch, config.nll_scope)
+    packed = run.layout != PLAIN
+    mine = micro_batches(run.data, batch, run.sides, run.limits, packed=packed, multiple=world)
+    mine = mine[accelerator.process_index :: world]
+    # dropout draws from (seed, step, process), so a resumed run draws the same
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, accelerator.process_index]).generate_state(1)[0]))
+    sums = torch.zeros(len(METRICS), device=accelerator.device)
+    for index, micro in enumerate(mine):
+        last = index == len(mine) - 1
+        with nullcontext() if last else accelerator.no_sync(run.scorer):
+            rows = run.bare_scorer.collate(run.data, micro.trees, config.nll_scope).to(accelerator.device)
+            logps = reduced(pair_sums(run.scorer(rows), rows), config.nll_reduction, nll_tokens, len(batch))
+            losses = run.objective.loss(logps, config.lambda_)
+            # the mean over the global batch; processes average their gradients, the sum over all of them is wanted
+            loss = losses.sum() * (micro.weight * world / len(batch))
+            if run.zero:
+                zero.backward(run.scorer, loss, last=last)
+            else:
+                accelerator.backward(loss)
+        sums += metric_sums(losses, logps, config.lambda_) * micro.weight
+    rate = config.learning_rate * learning_rate_factor(config.schedule, step, config.warmup(run.total), run.total)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    metrics = named_means(accelerator.reduce(sums, reduction="sum"), len(batch), run.objective)
+    grad_norm = update(run, finite=math.isfinite(metrics["loss"]))
+    facts = {"grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens_of(run, batch), "pairs": len(batch)}
+    return metrics | facts if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm) else facts
+
+
+def update(run: Run, *, finite: bool) -> float:
+    """Clip and step, unless the loss (`finite`) or the gradient is not finite; returns the gradient's norm."""
+    if run.zero:
+        return zero.step(run.scorer)
+    norm = float(run.accelerator.clip_grad_norm_(run.scorer.parameters(), run.config.max_grad_norm))
+    if finite and math.isfinite(norm):
+        run.optimizer.step()
+    run.optimizer.zero_grad()
+    return norm
+
+
+def reduced(sums: PairSums, reduction: str, nll_tokens: int, pairs: int) -> PairLogps:
+    """Pairs with their supervised loss such that its mean over the global batch is L_SFT.
+
+    sequence: the mean over a sequence's own tokens; token: its sum, over the mean number of tokens in the batch, so
+    that the batch's mean is the sum of all token losses over all tokens.
+    """
+    nll = sums.nll_sum / (sums.nll_tokens if reduction == "sequence" else nll_tokens / pairs)
+    return PairLogps(nll, sums.chosen, sums.rejected)
+
+
+def named_means(sums: Tensor, pairs: int, objective: Objective) -> dict[str, float]:
+    """The metrics of a batch; without rejected answers only what the chosen ones tell."""
+    values = dict(zip(METRICS, (sums / pairs).tolist(), strict=True))
+    return values if objective.needs_rejected else {name: values[name] for name in CHOSEN_METRICS}
+
+
+def tokens_of(run: Run, batch: IntArray) -> int:
+    """Tokens of a batch's sequences, those of a shared prompt counted with each."""
+    return sum(int(run.data.lengths[side][batch].sum()) for side in run.sides)
+
+
+def evaluation_metrics(run: Run, data: PairDataset) -> dict[str, float]:
+    """The metrics over the held-out pairs, both sides, as eval/...; each process scores its share."""
+    accelerator, config = run.accelerator, run.config
+    place = (accelerator.process_index, accelerator.num_processes)
+    everything: IntArray = np.arange(len(data))
+    scores = score_pairs(run.bare_scorer, data, everything, config.nll_scope, run.limits, *place)
+    nll_tokens = data.nll_tokens(everything, config.nll_scope)
+    logps = reduced(scores.sums(), config.nll_reduction, nll_tokens, len(data))
+    sums = metric_sums(run.objective.loss(logps, config.lambda_), logps, config.lambda_).to(accelerator.device)
+    values = (accelerator.reduce(sums, reduction="sum") / len(data)).tolist()
+    return {f"eval/{name}": value for name, value in zip(METRICS, values, strict=True)}
