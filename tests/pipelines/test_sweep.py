@@ -84,7 +84,7 @@ def test_the_picture_gets_every_runs_metrics(swept, tmp_path, monkeypatch):
     assert drawn == {"a": [{"step": 1}]}
     for name, report in swept.runs.items():
         lines = sweep.read_metrics(report.path)
-        assert [line["step"] for line in lines if "eval/logps/rejected" in line] == [1, 2, 3], name
+        assert [line["step"] for line in lines if "eval/logps/rejected" in line] == [0, 1, 2, 3], name
 
 
 def test_an_interrupted_sweep_goes_on(swept, jobs_of, tmp_path, monkeypatch):
