@@ -7,7 +7,8 @@ the response followed the prompt directly.
 """
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, wraps
 from itertools import accumulate
 from typing import Any
 
@@ -51,70 +52,83 @@ def causal_mask(before: int, tokens: int, window: int | None, device: torch.devi
     return mask if window is None else mask.triu(before - window + 1)
 
 
-def sdpa_trees(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    branches: Branches,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **asked: Any,
-) -> tuple[Tensor, None]:
+@dataclass(frozen=True)
+class Scores:
+    """How a layer turns queries and keys into attention."""
+
+    scale: float | None
+    dropout: float
+    window: int | None
+
+
+def _as_transformers_calls_it(
+    attend: Callable[[Tensor, Tensor, Tensor, Branches, Scores], Tensor],
+) -> Callable[..., tuple[Tensor, None]]:
+    """An attention over trees in the form of transformers' attention interface; the result is [1, T, heads, D]."""
+
+    @wraps(attend)
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        branches: Branches,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        **asked: Any,
+    ) -> tuple[Tensor, None]:
+        for name in UNSUPPORTED:
+            if asked.get(name) is not None:
+                raise UnsupportedAttentionError(f"the model's attention has a {name}")
+        scores = Scores(scaling, dropout, sliding_window)
+        return attend(query, key, value, branches, scores).transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+@_as_transformers_calls_it
+def sdpa_trees(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scores: Scores) -> Tensor:
     """scaled_dot_product_attention for each branch alone: no work goes into pairs of tokens that do not meet.
 
-    query is [1, heads, T, D], key and value [1, key heads, T, D]; the result is [1, T, heads, D].
+    query is [1, heads, T, D], key and value [1, key heads, T, D]; the result is [1, heads, T, D].
     """
-    _refuse_unsupported(asked)
     # the prompt and its first response are one causal sequence; the other responses follow alone
     cuts = [length for prompt, first, *others in branches.lengths for length in (prompt + first, *others)]
     pieces = zip(*(torch.split(states, cuts, dim=2) for states in (query, key, value)), strict=True)
     outputs = []
     for prompt, first, *others in branches.lengths:
         q, k, v = next(pieces)
-        near = sliding_window is not None and sliding_window < prompt + first
-        mask = branches.once(causal_mask, 0, prompt + first, sliding_window, q.device) if near else None
-        outputs.append(_attend(q, k, v, mask, scaling, dropout))
+        near = scores.window is not None and scores.window < prompt + first
+        mask = branches.once(causal_mask, 0, prompt + first, scores.window, q.device) if near else None
+        outputs.append(_attend(q, k, v, mask, scores))
         prompt_k, prompt_v = k[:, :, :prompt], v[:, :, :prompt]
         for response in others:
             q, k, v = next(pieces)
-            mask = branches.once(causal_mask, prompt, response, sliding_window, q.device)
+            mask = branches.once(causal_mask, prompt, response, scores.window, q.device)
             k, v = torch.cat([prompt_k, k], dim=2), torch.cat([prompt_v, v], dim=2)
-            outputs.append(_attend(q, k, v, mask, scaling, dropout))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+            outputs.append(_attend(q, k, v, mask, scores))
+    return torch.cat(outputs, dim=2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
     """Causal where there is no mask."""
     return scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
+        q, k, v, mask, scores.dropout, is_causal=mask is None, scale=scores.scale, enable_gqa=True
     )
 
 
-def flex_trees(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    branches: Branches,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **asked: Any,
-) -> tuple[Tensor, None]:
+@_as_transformers_calls_it
+def flex_trees(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scores: Scores) -> Tensor:
     """The same by FlexAttention (arXiv 2412.05496): one kernel for the row, which skips blocks that do not meet."""
-    _refuse_unsupported(asked)
-    if dropout:
+    if scores.dropout:
         raise UnsupportedAttentionError("FlexAttention has no dropout")
-    mask = branches.once(_block_mask, branches.lengths, sliding_window, query.device)
+    mask = branches.once(_block_mask, branches.lengths, scores.window, query.device)
     attend = _compiled_flex_attention() if query.is_cuda else _flex_attention()
-    output = attend(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
-    return output.transpose(1, 2).contiguous(), None
+    output: Tensor = attend(query, key, value, block_mask=mask, scale=scores.scale, enable_gqa=True)
+    return output
 
 
 def branch_numbers(lengths: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,12 +167,6 @@ def _flex_attention() -> Any:
 @cache
 def _compiled_flex_attention() -> Any:
     return torch.compile(_flex_attention(), dynamic=True)
-
-
-def _refuse_unsupported(asked: dict[str, Any]) -> None:
-    for name in UNSUPPORTED:
-        if asked.get(name) is not None:
-            raise UnsupportedAttentionError(f"the model's attention has a {name}")
 
 
 PACKED_ATTENTION = {"sdpa": ("orpo_branches", sdpa_trees), "flex": ("orpo_blocks", flex_trees)}

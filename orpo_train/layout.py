@@ -56,19 +56,21 @@ class _Reads:
         self._targets.append(targets)
         self._segments.append((segment, len(targets)))
 
-    def tensors(self, trees: Sequence[Tree]) -> dict[str, Tensor | int]:
+    def batch(self, trees: Sequence[Tree], input_ids: Tensor, position_ids: Tensor) -> Batch:
         numbers, counts = np.array(self._segments).T
         first = list(accumulate((1 + len(tree.responses) for tree in trees), initial=0))
         pairs = [(start, tree) for start, tree in zip(first, trees, strict=False)]
-        return {
-            "positions": torch.from_numpy(np.concatenate(self._positions)),
-            "targets": torch.from_numpy(np.concatenate(self._targets).astype(np.int64)),
-            "segment": torch.from_numpy(np.repeat(numbers, counts)),
-            "prompt": torch.tensor([start for start, tree in pairs for _ in tree.pairs]),
-            "chosen": torch.tensor([start + 1 + place for start, tree in pairs for place in tree.chosen]),
-            "rejected": torch.tensor([start + 1 + p for start, tree in pairs for p in tree.rejected], dtype=torch.long),
-            "segments": first[-1],
-        }
+        return Batch(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            positions=torch.from_numpy(np.concatenate(self._positions)),
+            targets=torch.from_numpy(np.concatenate(self._targets).astype(np.int64)),
+            segment=torch.from_numpy(np.repeat(numbers, counts)),
+            prompt=torch.tensor([start for start, tree in pairs for _ in tree.pairs]),
+            chosen=torch.tensor([start + 1 + place for start, tree in pairs for place in tree.chosen]),
+            rejected=torch.tensor([start + 1 + p for start, tree in pairs for p in tree.rejected], dtype=torch.long),
+            segments=first[-1],
+        )
 
 
 def collate_packed(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "response") -> Batch:
@@ -101,12 +103,9 @@ def collate_packed(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "
             end += len(response)
         branches.append((len(prompt), *map(len, responses)))
         start, segment = end, segment + 1 + len(responses)
-    return Batch(
-        input_ids=torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None],
-        position_ids=torch.from_numpy(np.concatenate(position_ids))[None],
-        branches=Branches(tuple(branches)),
-        **reads.tensors(trees),  # type: ignore[arg-type]
-    )
+    row = torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None]
+    batch = reads.batch(trees, row, torch.from_numpy(np.concatenate(position_ids))[None])
+    return replace(batch, branches=Branches(tuple(branches)))
 
 
 def collate_plain(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "response") -> Batch:
@@ -137,9 +136,5 @@ def collate_plain(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "r
             reads.add(number, data.response(pair, side), first - 1, first)
             row += 1
         segment += 1 + len(tree.responses)
-    return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.arange(width).expand(len(sequences), width),
-        attention_mask=torch.from_numpy(mask),
-        **reads.tensors(trees),  # type: ignore[arg-type]
-    )
+    batch = reads.batch(trees, torch.from_numpy(input_ids), torch.arange(width).expand(len(sequences), width))
+    return replace(batch, attention_mask=torch.from_numpy(mask))

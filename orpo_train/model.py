@@ -155,7 +155,9 @@ def disagreement(model: Any, layout: str, data: PairDataset, pairs: list[int], p
     own = model.config._attn_implementation
     try:
         packed = _probe(model, layout, data, pairs)
-    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError) as error:
         return str(error).strip().splitlines()[0]
     finally:
         model.set_attn_implementation(own)
@@ -172,13 +174,15 @@ def _probe(model: Any, layout: str, data: PairDataset, pairs: list[int]) -> Tens
     try:
         with torch.no_grad():
             scorer = SequenceScorer(model, layout)
-            return scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))  # type: ignore[no-any-return]
+            logps: Tensor = scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))
+            return logps
     finally:
         model.train(training)
 
 
 def _device(model: Any) -> torch.device:
-    return next(model.parameters()).device  # type: ignore[no-any-return]
+    device: torch.device = next(model.parameters()).device
+    return device
 
 
 def check_head(model: Any, shape: HeadShape) -> None:
