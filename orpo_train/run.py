@@ -1,6 +1,7 @@
 """A training run before its first step: model, data and optimizer, checked against each other."""
 
 import ctypes
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class Run:
 
     @property
     def bare_scorer(self) -> SequenceScorer:
-        return self.accelerator.unwrap_model(self.scorer)  # type: ignore[no-any-return]
+        bare: SequenceScorer = self.accelerator.unwrap_model(self.scorer)
+        return bare
 
     @property
     def zero(self) -> bool:
@@ -100,11 +102,13 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
 def keep_freed_memory() -> bool:
     """Let glibc keep what is freed: each step takes and frees the same gigabytes, and fresh pages cost time.
 
-    Returns whether the C library could be told so; others have no such call.
+    Returns whether that was done; other C libraries have no such call.
     """
+    if platform.libc_ver()[0] != "glibc":
+        return False
     trim_threshold, mmap_threshold = -1, -3  # numbers of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, -1))
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, -1))
 
 
 def process_state() -> PartialState:

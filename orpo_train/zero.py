@@ -58,4 +58,5 @@ def whole(weight: Tensor) -> Tensor:
         return weight
     from deepspeed.utils import safe_get_full_fp32_param
 
-    return safe_get_full_fp32_param(weight)  # type: ignore[no-any-return]
+    full: Tensor = safe_get_full_fp32_param(weight)
+    return full
