@@ -5,7 +5,7 @@ Both sides get the same token ids, pairs, global batches and order, and take tur
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +68,7 @@ def alternate(job: Job, peer: str, rounds: int) -> Rounds:
     return measured
 
 
-def with_median(values: list[float]) -> str:
+def with_median(values: Sequence[float]) -> str:
     """The median, and the value of each round."""
     return f"**{median(values):.2f}** ({', '.join(f'{value:.2f}' for value in values)})"
 

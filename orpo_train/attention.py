@@ -7,6 +7,7 @@ the response followed the prompt directly.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, wraps
 from itertools import accumulate
@@ -28,7 +29,8 @@ class Branches:
     """Who may attend to whom in a packed row.
 
     `lengths` holds for each tree the tokens of its prompt and of each response: ((2, 2, 1),) is a prompt of two
-    tokens with a response of two and a response of one. A mask is made once and serves all layers.
+    tokens with a response of two and a response of one; the first response may be empty. A mask is made once and serves
+    all layers.
     """
 
     def __init__(self, lengths: tuple[tuple[int, ...], ...]) -> None:
@@ -115,9 +117,15 @@ def sdpa_trees(query: Tensor, key: Tensor, value: Tensor, branches: Branches, sc
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
     """Causal where there is no mask."""
-    return scaled_dot_product_attention(
-        q, k, v, mask, scores.dropout, is_causal=mask is None, scale=scores.scale, enable_gqa=True
-    )
+    kind = v.dtype
+    # the CPU's bf16 kernel keeps megabytes of compiled code for each length it meets
+    in_full = kind == torch.bfloat16 and not v.is_cuda
+    with torch.autocast(v.device.type, enabled=False) if in_full else nullcontext():
+        if in_full:
+            q, k, v = q.float(), k.float(), v.float()
+        return scaled_dot_product_attention(
+            q, k, v, mask, scores.dropout, is_causal=mask is None, scale=scores.scale, enable_gqa=True
+        ).to(kind)
 
 
 @_as_transformers_calls_it

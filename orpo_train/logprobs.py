@@ -10,9 +10,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 CHUNK_LOGITS = 2**23
 """Logits that exist at a time: 32 MiB in fp32."""
+TOKEN_MULTIPLE = 32
+"""Tokens are filled up to a multiple: matrix libraries keep compiled bf16 kernels for each size they meet."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,9 @@ def token_logprobs(
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    chunk = chunk or max(1, CHUNK_LOGITS // len(weight))
+    chunk = chunk or max(TOKEN_MULTIPLE, CHUNK_LOGITS // len(weight) // TOKEN_MULTIPLE * TOKEN_MULTIPLE)
+    tokens, extra = len(targets), -len(targets) % TOKEN_MULTIPLE
+    hidden, targets = pad(hidden, (0, 0, 0, extra)), pad(targets, (0, extra))
     chunked: Callable[..., Tensor] = _ChunkedLogprobs.apply
     with torch.autocast(hidden.device.type, enabled=False):
-        return chunked(hidden, weight, bias, targets, shape or HeadShape(), dtype, chunk)
+        return chunked(hidden, weight, bias, targets, shape or HeadShape(), dtype, chunk)[:tokens]
