@@ -55,6 +55,8 @@ class StepCounts(_Record):
     rows_out: int = 0
     changed: int = 0
     dropped: dict[str, int] = {}
+    flagged: dict[str, int] = {}  # rows by the name of a rule that flagged them; a row may have several flags
+    facts: dict[str, Any] = {}  # what else the step found, e.g. the clusters of near-duplicates
 
     def check(self) -> None:
         """Raise if a row is unaccounted for: that is a defect of the step, never of the data."""

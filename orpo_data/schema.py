@@ -1,7 +1,7 @@
 """Every table this project writes: the columns, what they mean, and in which unit.
 
-A row walks RAW -> (RATED ->) PAIRS -> RENDERED -> ENCODED -> TOKENIZED; only RATED, PAIRS, TOKENIZED and DROPPED
-are ever written to disk. Types are the plain Arrow ones that every release of `datasets` since 3.6 opens:
+A row walks RAW -> (RATED ->) PAIRS -> JUDGED -> RENDERED -> ENCODED -> TOKENIZED; only RATED, PAIRS, JUDGED, TOKENIZED
+and DROPPED are ever written to disk. Types are the plain Arrow ones that every release of `datasets` since 3.6 opens:
 string, int32, float32, list and struct, never large_* or *_view.
 """
 
@@ -70,6 +70,23 @@ PAIRS = pa.schema(
     ]
 )
 """One prompt, a better and a worse answer: the explicit conversational form that TRL's trainers take unchanged."""
+
+FLAG = pa.struct(
+    [
+        pa.field("rule", pa.string()),  # the name of the rule that noticed something, e.g. "refusal"
+        pa.field("side", pa.string()),  # prompt, chosen, rejected or both
+        pa.field("value", pa.float32()),  # what the rule measured, null where it only says yes or no
+    ]
+)
+
+JUDGED = pa.schema(
+    [
+        *PAIRS,
+        pa.field("flags", pa.list_(FLAG)),  # what rules set to `flag` found; empty where nothing was found
+        pa.field("label_noise", pa.float32()),  # 0..1, how likely the preference is mislabelled; null if not scored
+    ]
+)
+"""PAIRS after cleaning: what is left, and what one should know of it."""
 
 RENDERED = pa.schema(
     [

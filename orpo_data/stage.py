@@ -30,6 +30,9 @@ BATCH_ROWS = 1_000
 Batches = Iterator[tuple[str | None, pa.Table]]
 """Tables in order, each with the split it belongs to (None before the split stage)."""
 
+Review = Callable[[Path, Manifest], dict[str, Any]]
+"""Looks at a finished folder before it takes its place: OrpoError keeps what is there, else returns a comparison."""
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -55,6 +58,7 @@ class StageReport:
     ran: bool
     why: str
     seconds: float = field(compare=False)
+    diff: dict[str, Any] = field(default_factory=dict, compare=False)  # from the rows it replaced, where reviewed
 
 
 @dataclass
@@ -68,10 +72,12 @@ class _Counter:
     rows_out: int = 0
     changed: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    flagged: dict[str, int] = field(default_factory=dict)
 
-    def result(self) -> StepCounts:
+    def result(self, facts: dict[str, Any]) -> StepCounts:
         counts = {name: getattr(self, name) for name in ("rows_in", "expanded", "rows_out", "changed")}
-        result = StepCounts(**_describe(self.step, self.source), **counts, dropped=dict(sorted(self.dropped.items())))
+        by_name = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "flagged")}
+        result = StepCounts(**_describe(self.step, self.source), **counts, **by_name, facts=facts)
         result.check()
         return result
 
@@ -88,10 +94,12 @@ def run_stage(
     job: str = "orpo",
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[int], None] = lambda rows: None,
+    review: Review | None = None,
 ) -> StageReport:
     """Run a stage into the dataset folder `output`, unless it is there already.
 
-    `splits` names the splits to create even if empty; `progress` is called with the rows read so far.
+    `splits` names the splits to create even if empty; `progress` is called with the rows read so far, `review` before
+    the new rows take the place of older ones.
     Raises OrpoError when no row is left, or when `output` holds something else.
     """
     started = time.monotonic()
@@ -130,11 +138,17 @@ def run_stage(
         )
         if not manifest.rows:
             reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.drop_reasons.items())
-            raise OrpoError(f"{stage}: no rows left of {manifest.rows_in} ({reasons or 'the input is empty'})")
+            raise OrpoError(f"{stage}: no rows left of {manifest.rows_in} ({reasons or _empty(inputs)})")
+        diff = review(writer.folder, manifest) if review else {}
         write_pages(writer.folder, manifest)
         recorder.complete(manifest, schema)
         writer.commit(manifest)
-    return _report(output, manifest, ran=True, why=why, started=started)
+    return _report(output, manifest, ran=True, why=why, started=started, diff=diff)
+
+
+def _empty(inputs: Sequence[Input]) -> str:
+    more = f" and {len(inputs) - 3} more" if len(inputs) > 3 else ""
+    return f"nothing is in {', '.join(item.name for item in inputs[:3])}{more}"
 
 
 def dataset_input(folder: Path, output: Path) -> Input:
@@ -169,18 +183,18 @@ def why_run(output: Path, key: dict[str, Any]) -> str:
         check_sizes(output, manifest)
     except OrpoError as error:
         return f"the output is damaged: {error}"
-    changes = list(_changes(manifest.key, key))
+    changes = list(key_changes(manifest.key, key))
     return "changed: " + "; ".join(changes) if changes else ""
 
 
-def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+def key_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Where two keys differ, as `path: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
-            yield from _changes(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+            yield from key_changes(old.get(name), new.get(name), f"{path}.{name}" if path else name)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from _changes(a, b, f"{path}[{index}]")
+            yield from key_changes(a, b, f"{path}[{index}]")
     elif old != new:
         yield f"{path}: {_short(old)} -> {_short(new)}"
 
@@ -219,7 +233,7 @@ def _stream(
         for side, part in _route(split, table):
             writer.write(part, side)
         progress(rows)
-    return rows, [counter.result() for counter in counters]
+    return rows, [counter.result(step.facts()) for counter, step in zip(counters, steps, strict=True)]
 
 
 def _beyond(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
@@ -235,9 +249,15 @@ def _apply(step: Step, table: pa.Table, counter: _Counter, keep_dropped: Callabl
     counter.rows_out += len(output.kept)
     if len(output.dropped):
         keep_dropped(output.dropped)
-        for entry in pc.value_counts(output.dropped["reason"]).to_pylist():
-            counter.dropped[entry["values"]] = counter.dropped.get(entry["values"], 0) + entry["counts"]
+        _add_counts(counter.dropped, output.dropped["reason"])
+    for rule, rows in output.flagged.items():
+        counter.flagged[rule] = counter.flagged.get(rule, 0) + rows
     return output.kept
+
+
+def _add_counts(totals: dict[str, int], values: pa.ChunkedArray) -> None:
+    for entry in pc.value_counts(values).to_pylist():
+        totals[entry["values"]] = totals.get(entry["values"], 0) + entry["counts"]
 
 
 def _summarise_global_steps(branch: Branch, batch_rows: int) -> list[Step]:
@@ -267,7 +287,9 @@ def _route(split: str | None, table: pa.Table) -> Iterator[tuple[str | None, pa.
         yield side, table.filter(pc.equal(table["split"], side)).drop_columns("split")
 
 
-def _report(output: Path, manifest: Manifest, *, ran: bool, why: str, started: float) -> StageReport:
+def _report(
+    output: Path, manifest: Manifest, *, ran: bool, why: str, started: float, diff: dict[str, Any] | None = None
+) -> StageReport:
     return StageReport(
         stage=manifest.stage,
         path=output,
@@ -279,4 +301,5 @@ def _report(output: Path, manifest: Manifest, *, ran: bool, why: str, started: f
         ran=ran,
         why=why,
         seconds=time.monotonic() - started,
+        diff=diff or {},
     )

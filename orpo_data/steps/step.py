@@ -1,9 +1,9 @@
 """What a step is: a named, versioned, configured, pure function from a table to kept rows and dropped rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import orjson
 import pyarrow as pa
@@ -21,6 +21,7 @@ class StepOutput:
     dropped: pa.Table
     expanded: int = 0  # rows made beyond one for each row in (several pairs from one prompt)
     changed: int = 0  # kept rows whose content the step altered
+    flagged: Mapping[str, int] = field(default_factory=dict)  # kept rows by the rule that flagged them in this step
 
 
 class _Configured(BaseModel, ABC):
@@ -38,6 +39,10 @@ class _Configured(BaseModel, ABC):
 
 class Step(_Configured):
     """Judges or transforms each row on its own."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else the manifest should say of this step: plain JSON values, the same whatever the rows' order."""
+        return {}
 
     @abstractmethod
     def apply(self, table: pa.Table) -> StepOutput:
