@@ -3,14 +3,15 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
 
 from orpo_data.errors import OrpoError
+from orpo_data.schema import PAIRS
 from orpo_data.sources import hh_rlhf, pairs, ultrafeedback
-from orpo_data.sources.record import MissingColumn, Unparsable, has_column
+from orpo_data.sources.record import MissingColumn, Unparsable, column_list, excerpt, has_column
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,17 @@ SOURCES = {
     "hh-rlhf": Source(hh_rlhf.SCHEMA, hh_rlhf.EXCLUDE, hh_rlhf.COLUMNS, hh_rlhf.parse),
     "pairs": Source(pairs.SCHEMA, pairs.EXCLUDE, pairs.COLUMNS, pairs.parse),
 }
+
+
+Diverging = Literal["drop", "keep-common-prefix"]
+"""What becomes of two dialogues whose histories differ before the last turn."""
+
+
+def check_settings(dataset: str, columns: Mapping[str, str], diverges: Diverging) -> None:
+    """Raises ValueError for a key of `columns` that the source does not know, or a `diverges` that cannot apply."""
+    check_column_names(dataset, columns)
+    if diverges != "drop" and SOURCES[dataset].schema != PAIRS:
+        raise ValueError(f"diverges: {dataset} has no dialogues that could part, leave it out")
 
 
 def check_column_names(dataset: str, columns: Mapping[str, str]) -> None:
@@ -56,7 +68,7 @@ def require_columns(dataset: str, record: str, columns: Mapping[str, str], file_
     if not isinstance(value, dict):
         return False
     missing = [column for column in columns.values() if not has_column(value, column)]
-    problem = f"no column {missing[0]!r}, found: {', '.join(value) or 'none'}" if missing else None
+    problem = f"no column {excerpt(missing[0])}, found: {column_list(value)}" if missing else None
     try:
         SOURCES[dataset].parse(value, columns)
     except MissingColumn as error:

@@ -51,7 +51,11 @@ class RawFile:
 
 
 def find_files(
-    path: str, revision: str | None = None, pattern: str | None = None, exclude: tuple[str, ...] = ()
+    path: str,
+    revision: str | None = None,
+    pattern: str | None = None,
+    exclude: tuple[str, ...] = (),
+    endings: tuple[str, ...] = ENDINGS,
 ) -> list[RawFile]:
     """The data files of a source, sorted by name; files that are not here are downloaded.
 
@@ -60,38 +64,41 @@ def find_files(
         revision: commit, branch or tag on the hub; nothing else has one.
         pattern: glob over the names; "*" stays within a folder, "**" does not.
         exclude: globs of names to leave out, whatever asked for them.
+        endings: of file names that hold data.
 
     Raises:
         OrpoError: nothing there, nothing that matches, an unknown kind of file, or a failed download.
     """
     if "://" in path:
-        files = _remote_files(path)
-    elif (local := _local_files(path)) is not None:
+        files = _remote_files(path, endings)
+    elif (local := _local_files(path, endings)) is not None:
         files = local
-    elif HUB_ID.fullmatch(path) and not _ending(path):
-        files = _hub_files(path, revision, pattern, exclude)
+    elif HUB_ID.fullmatch(path) and not _ending(path, endings):
+        files = _hub_files(path, revision, pattern, exclude, endings)
     else:
         raise OrpoError(f"{path}: no such file or folder; a path is a file, folder, glob, URL or hub id")
     wanted = [file for file in files if pattern is None or _matches(file.name, pattern)]
     kept = [file for file in wanted if not any(_matches(file.name, name) for name in exclude)]
     if not kept:
-        raise OrpoError(_nothing_to_read(path, pattern, files, wanted))
+        raise OrpoError(_nothing_to_read(path, pattern, files, wanted, endings))
     return sorted(kept, key=lambda file: file.name)
 
 
-def _nothing_to_read(path: str, pattern: str | None, files: list[RawFile], wanted: list[RawFile]) -> str:
+def _nothing_to_read(
+    path: str, pattern: str | None, files: list[RawFile], wanted: list[RawFile], endings: tuple[str, ...]
+) -> str:
     if wanted:
         return f"{path}: {wanted[0].name} is left out for this dataset, and there is no other file"
     if files:
         return f"{path}: no file matches files={pattern!r}, there is for example {files[0].name}"
-    return f"{path}: no data files, looked for {' '.join(ENDINGS)}"
+    return f"{path}: no data files, looked for {' '.join(endings)}"
 
 
-def _local_files(path: str) -> list[RawFile] | None:
+def _local_files(path: str, endings: tuple[str, ...]) -> list[RawFile] | None:
     """None when there is nothing at `path`. Links keep their own names: the hub's cache is made of them."""
     here = Path(path).expanduser()
     if here.is_file():
-        _require_ending(path)
+        _require_ending(path, endings)
         return [RawFile(here.name, here)]
     if here.is_dir():
         root, found = here, list(here.rglob("*"))
@@ -101,25 +108,25 @@ def _local_files(path: str) -> list[RawFile] | None:
     else:
         return None
     files = [RawFile(file.relative_to(root).as_posix(), file) for file in found if file.is_file()]
-    return [file for file in files if _is_data(file.name)]
+    return [file for file in files if _is_data(file.name, endings)]
 
 
-def _remote_files(url: str) -> list[RawFile]:
+def _remote_files(url: str, endings: tuple[str, ...]) -> list[RawFile]:
     """Copies in a temporary folder that goes with this process."""
     try:
         fs, root = url_to_fs(url)
         single = root.partition("?")[0]  # a web address may end with a query, so "?" is no wildcard here
         if WILDCARD.search(single):
             base, found = _fixed_part(root), fs.glob(root)
-        elif not _ending(single) and fs.isdir(root):
+        elif not _ending(single, endings) and fs.isdir(root):
             base, found = root, fs.find(root)
         else:
             if not fs.exists(root):
                 raise FileNotFoundError("no such file or folder")
-            _require_ending(single)
+            _require_ending(single, endings)
             base, found = single.rpartition("/")[0], [root]
         names = [file.removeprefix(base).lstrip("/").partition("?")[0] for file in found]
-        remote = [(name, file) for name, file in zip(names, found, strict=True) if _is_data(name)]
+        remote = [(name, file) for name, file in zip(names, found, strict=True) if _is_data(name, endings)]
         folder = Path(tempfile.mkdtemp(prefix="orpo-source-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         files = [RawFile(name, folder / str(i)) for i, (name, _) in enumerate(remote)]  # others' names make no paths
@@ -130,7 +137,9 @@ def _remote_files(url: str) -> list[RawFile]:
     return files
 
 
-def _hub_files(repo: str, revision: str | None, pattern: str | None, exclude: tuple[str, ...]) -> list[RawFile]:
+def _hub_files(
+    repo: str, revision: str | None, pattern: str | None, exclude: tuple[str, ...], endings: tuple[str, ...]
+) -> list[RawFile]:
     import huggingface_hub  # slow to import, and only needed here
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of the HTTP client it uses
 
@@ -139,13 +148,13 @@ def _hub_files(repo: str, revision: str | None, pattern: str | None, exclude: tu
             repo,
             repo_type="dataset",
             revision=revision,
-            allow_patterns=_hub_patterns([pattern] if pattern else [f"*{ending}" for ending in ENDINGS]),
+            allow_patterns=_hub_patterns([pattern] if pattern else [f"*{ending}" for ending in endings]),
             ignore_patterns=_hub_patterns(exclude),
         )
     except (OSError, ValueError, HTTPError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise OrpoError(f"{repo}{at}: nothing here by that name, and not from the hub: {_reason(error)}") from error
-    return _local_files(str(folder)) or []
+    return _local_files(str(folder), endings) or []
 
 
 def _hub_patterns(patterns: Iterable[str]) -> list[str]:
@@ -163,20 +172,20 @@ def _fixed_part(pattern: str) -> str:
     return fixed[: fixed.rfind("/") + 1]
 
 
-def _ending(name: str) -> str | None:
-    """Which of ENDINGS `name` has."""
-    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
+def _ending(name: str, endings: tuple[str, ...] = ENDINGS) -> str | None:
+    """Which of the endings `name` has."""
+    return next((ending for ending in endings if name.lower().endswith(ending)), None)
 
 
-def _require_ending(path: str) -> None:
-    if not _ending(path):
-        raise OrpoError(f"{path}: unknown kind of file, a data file ends with one of {' '.join(ENDINGS)}")
+def _require_ending(path: str, endings: tuple[str, ...]) -> None:
+    if not _ending(path, endings):
+        raise OrpoError(f"{path}: unknown kind of file, a data file ends with one of {' '.join(endings)}")
 
 
-def _is_data(name: str) -> bool:
+def _is_data(name: str, endings: tuple[str, ...]) -> bool:
     *folders, base = name.split("/")
     hidden = base.startswith(("_", ".")) or any(folder.startswith(".") for folder in folders)
-    return _ending(base) is not None and base not in NOT_DATA and not hidden
+    return _ending(base, endings) is not None and base not in NOT_DATA and not hidden
 
 
 def _reason(error: Exception) -> str:

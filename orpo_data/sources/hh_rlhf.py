@@ -1,11 +1,11 @@
 """HH-RLHF (Anthropic/hh-rlhf): two transcripts of one dialogue, the better and the worse."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orpo_data.schema import PAIRS
-from orpo_data.sources.record import Record, Turn, Unparsable, split_turns
+from orpo_data.sources.record import Record, Turn, Unparsable, excerpt, split_turns
 
 SCHEMA = PAIRS
 EXCLUDE = ("**/red-team-attempts/**", "**/red[-_]team[-_]attempts*")  # dialogues with ratings, no preferences
@@ -13,6 +13,7 @@ COLUMNS = {"chosen": ("chosen",), "rejected": ("rejected",)}
 
 LABEL = re.compile(r"\n\r?\n(Human|Hum|Assistant):")  # "Hum:" is a typo that occurs upstream
 ROLES = {"Human": "user", "Hum": "user", "Assistant": "assistant"}
+LABELS = {"user": "Human", "assistant": "Assistant"}
 
 
 def parse_transcript(transcript: str) -> list[Turn]:
@@ -26,13 +27,23 @@ def parse_transcript(transcript: str) -> list[Turn]:
     """
     before, *parts = LABEL.split("\n\n" + transcript)
     if not parts:
-        raise Unparsable(f"no 'Human:' or 'Assistant:' label in {_excerpt(transcript)}")
+        raise Unparsable(f"no 'Human:' or 'Assistant:' label in {excerpt(transcript)}")
     if before.strip():
-        raise Unparsable(f"text before the first label: {_excerpt(before.strip())}")
+        raise Unparsable(f"text before the first label: {excerpt(before.strip())}")
     return [
         {"role": ROLES[label], "content": content.strip()}
         for label, content in zip(parts[::2], parts[1::2], strict=True)
     ]
+
+
+def format_transcript(turns: Sequence[Turn]) -> str:
+    """The transcript of user and assistant turns, in the layout that almost every published one has.
+
+    A transcript is well-formed when it is nothing but turns of a blank line, "Human" or "Assistant", a colon, one
+    space, and text with no white space at its ends and no label after a blank line inside it (an empty turn ends with
+    the space). Parsing a well-formed transcript and formatting its turns gives it back byte for byte.
+    """
+    return "".join(f"\n\n{LABELS[turn['role']]}: {turn['content']}" for turn in turns)
 
 
 def parse(record: Any, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -59,7 +70,3 @@ def _side(fields: Record, name: str) -> list[Turn]:
         return parse_transcript(transcript)
     except Unparsable as error:
         raise Unparsable(f"{name}: {error}") from None
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")

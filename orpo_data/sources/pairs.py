@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orpo_data.schema import PAIRS
-from orpo_data.sources.record import Record, Turn, Unparsable, json_name, split_turns, text
+from orpo_data.sources.record import Record, Turn, Unparsable, column_list, excerpt, json_name, split_turns, text
 
 SCHEMA = PAIRS
 EXCLUDE: tuple[str, ...] = ()
@@ -73,10 +73,10 @@ def _turn(value: Any, where: str) -> Turn:
         raise Unparsable(f"{where} is {json_name(value)}, not a message")
     role, content = ("role", "content") if "role" in value else ("from", "value")
     if role not in value:
-        raise Unparsable(f"{where} has neither 'role' nor 'from', found: {', '.join(value) or 'none'}")
+        raise Unparsable(f"{where} has neither 'role' nor 'from', found: {column_list(value)}")
     name = text(value[role], f"{where}.{role}")
     if name.lower() not in ROLES:
-        raise Unparsable(f"{where}.{role} is {name!r}, none of {', '.join(ROLES)}")
+        raise Unparsable(f"{where}.{role} is {excerpt(name)}, none of {', '.join(ROLES)}")
     return {"role": ROLES[name.lower()], "content": text(value.get(content), f"{where}.{content}")}
 
 

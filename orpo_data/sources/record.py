@@ -1,7 +1,6 @@
 """Reading values out of one raw record; what is wrong with it is said in terms of its own columns."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ Turn = dict[str, str]
 """{"role": "user", "content": "..."}"""
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+SHOWN_CHARACTERS, SHOWN_COLUMNS = 40, 20  # of a value, of a record: a message is one line whatever the record holds
 JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -24,6 +24,18 @@ class MissingColumn(Unparsable):
 def json_name(value: object) -> str:
     """What `value` is in JSON's terms, e.g. "a list"."""
     return JSON_NAMES.get(type(value), "a number")
+
+
+def excerpt(value: str) -> str:
+    """The beginning of a text in quotes, on one line."""
+    return repr(value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "...")
+
+
+def column_list(names: Iterable[str]) -> str:
+    """The columns of a record for a message."""
+    shown = [name if name.isprintable() and len(name) <= SHOWN_CHARACTERS else excerpt(name) for name in names]
+    more = [f"{len(shown) - SHOWN_COLUMNS} more"] if len(shown) > SHOWN_COLUMNS else []
+    return ", ".join(shown[:SHOWN_COLUMNS] + more) or "none"
 
 
 def has_column(record: Mapping[str, Any], column: str) -> bool:
@@ -73,7 +85,7 @@ class Record:
             if any(has_column(self._value, column) for column in self.names(name)):
                 raise Unparsable(f"column {self.names(name)[0]!r} is null")
             wanted = " or ".join(repr(column) for column in self.names(name))
-            raise MissingColumn(f"no column {wanted}, found: {', '.join(self._value) or 'none'}")
+            raise MissingColumn(f"no column {wanted}, found: {column_list(self._value)}")
         return value
 
     def text(self, name: str) -> str:
@@ -102,8 +114,8 @@ def number(value: object, where: str) -> float:
     """`value` if it is a number that float32 can hold, otherwise Unparsable naming `where`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unparsable(f"{where} is {json_name(value)}, not a number")
-    if not math.isfinite(value) or abs(value) > FLOAT32_MAX:
-        raise Unparsable(f"{where} is {value}, too large for a score")
+    if not abs(value) <= FLOAT32_MAX:  # NaN neither
+        raise Unparsable(f"{where} is {excerpt(str(value))[1:-1]}, too large for a score")
     return float(value)
 
 
@@ -117,3 +129,14 @@ def split_turns(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], l
     limit = max(0, min(len(chosen), len(rejected)) - 1)
     shared = next((i for i in range(limit) if chosen[i] != rejected[i]), limit)
     return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def first_answers(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], list[Turn]]:
+    """The first turn of each side alone, where these are two different answers of the assistant; else both as they are.
+
+    For dialogues whose histories part early: what follows the answers at which they part answers different questions.
+    """
+    first = chosen[:1], rejected[:1]
+    if first[0] != first[1] and all(side and side[0]["role"] == "assistant" for side in first):
+        return first
+    return chosen, rejected

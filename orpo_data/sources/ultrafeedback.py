@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from orpo_data.schema import ASPECTS, RATED
-from orpo_data.sources.record import Record, Unparsable, json_name, number, text
+from orpo_data.sources.record import Record, Unparsable, excerpt, json_name, number, text
 
 SCHEMA = RATED
 EXCLUDE: tuple[str, ...] = ()
 COLUMNS = {"instruction": ("instruction",), "completions": ("completions",), "subset": ("source",)}
 
 NOT_RATED = ("", "N/A")
+ASPECT_SCALE = (1, 5)
+OVERALL_SCALE = (0, 10)  # the critic was asked for 1 to 10, and gave less at times
 
 
 def parse(record: Any, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def _completion(value: Any, where: str) -> dict[str, Any]:
         "model": _optional_text(fields, "model", where),
         "response": text(fields.get("response"), f"{where}.response"),
         "system_prompt": _optional_text(fields, "custom_system_prompt", where),
-        "overall_score": rating(fields.get("overall_score"), f"{where}.overall_score"),
+        "overall_score": rating(fields.get("overall_score"), f"{where}.overall_score", OVERALL_SCALE),
         **{aspect: _aspect(annotations.get(aspect), f"{where}.annotations.{aspect}") for aspect in ASPECTS},
     }
 
@@ -43,19 +45,26 @@ def _aspect(value: Any, where: str) -> float | None:
     """The rating of one aspect: an object, or as once published a list of one object."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return None if value is None else rating(_object(value, where).get("Rating"), f"{where}.Rating")
+    return None if value is None else rating(_object(value, where).get("Rating"), f"{where}.Rating", ASPECT_SCALE)
 
 
-def rating(value: Any, where: str) -> float | None:
-    """A number, published as "1" to "5"; null for "N/A" or a missing one."""
+def rating(value: Any, where: str, scale: tuple[int, int]) -> float | None:
+    """A number on `scale`, published as a string at times; null for "N/A" or a missing one.
+
+    One off the scale costs the whole prompt: whatever it meant, the answer cannot be ranked, nor can it be left out
+    without making another one the best or the worst.
+    """
     if value is None or (isinstance(value, str) and value.strip().upper() in NOT_RATED):
         return None
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise Unparsable(f"{where} is {value!r}, neither a number nor 'N/A'") from None
-    return number(value, where)
+            raise Unparsable(f"{where} is {excerpt(value)}, neither a number nor 'N/A'") from None
+    figure, (least, most) = number(value, where), scale
+    if not least <= figure <= most:
+        raise Unparsable(f"{where} is {figure:g}, not within {least} to {most}")
+    return figure
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

@@ -1,104 +1,169 @@
-"""From several rated answers to one chosen and one rejected."""
+"""From several rated answers to pairs of a chosen and a rejected one."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from orpo_data.schema import ASPECTS, PAIRS, pair_id
+from orpo_data.schema import PAIRS, pair_id
 from orpo_data.steps.draws import draw
+from orpo_data.steps.ratings import REPAIRED, STRATEGIES, Aspect, Completion, ScoreRule, doubt, weighted_aspects
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
-Completion = dict[str, Any]
+ROUNDING = 1e-5  # scores are float32: 8.3 - 8.2 must pass for a margin of 0.1
 
 
-def mean_rating(completion: Completion) -> float | None:
-    """Mean of the aspects that have a rating; null when none has (argilla's cleaned set)."""
-    ratings = [completion[aspect] for aspect in ASPECTS if completion[aspect] is not None]
-    return sum(ratings) / len(ratings) if ratings else None
+class Drop(NamedTuple):
+    """Why a prompt makes no pair."""
 
-
-def overall_score(completion: Completion) -> float | None:
-    """The annotator's single score, 1 to 10 (HuggingFaceH4's set)."""
-    score: float | None = completion["overall_score"]
-    return score
-
-
-STRATEGIES: dict[str, Callable[[Completion], float | None]] = {
-    "mean-rating": mean_rating,
-    "overall-score": overall_score,
-}
+    reason: str
+    detail: str
 
 
 class Binarize(Step):
-    """Chosen is the best rated answer, the first of several; rejected is drawn among the others.
+    """Chosen is the answer with the highest score, the first of several; rejected is picked among the lower ones.
 
-    mean-rating reproduces argilla/ultrafeedback-binarized-preferences-cleaned: chosen has the highest mean rating over
-    the four aspects, rejected is a random answer with a lower mean, prompts whose answers all tie are dropped.
-    overall-score with `ties: keep` reproduces HuggingFaceH4/ultrafeedback_binarized: chosen has the highest
-    overall_score, rejected is a random one of the others, even one with the same score.
+    Two published sets come out row for row (their draws are not reproducible, so any of the answers they draw from):
+
+    - `mean-rating` (argilla/ultrafeedback-binarized-preferences-cleaned): rejected is a random answer with a lower
+      mean; prompts whose answers all tie are dropped.
+    - `overall-score` with `ties: keep` (HuggingFaceH4/ultrafeedback_binarized): rejected is a random one of the others,
+      even with the same score, unless it is the very answer of the same model. Where a prompt has fewer than two
+      answers H4 writes the text "N/A" with a score of -100; here the prompt is dropped as too_few_completions.
+
+    Both sets also leave out TruthfulQA, the subset and its questions elsewhere: that is the decontaminate step's work.
     """
 
     name: ClassVar[str] = "binarize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
-    strategy: Literal["mean-rating", "overall-score"] = Field(
-        default="mean-rating", description="Which figure of an answer counts as its score."
+    strategy: Literal[
+        "mean-rating",
+        "overall-score",
+        "overall-score-repaired",
+        "instruction_following",
+        "honesty",
+        "truthfulness",
+        "helpfulness",
+        "weighted-aspects",
+    ] = Field(
+        default="mean-rating",
+        description="Which figure of an answer counts as its score: argilla's mean rating, H4's overall_score, that "
+        "with the authors' repair of the x10 defect (and of its 8.0 and 7.5), one aspect, or several with `weights`.",
     )
-    rejected: Literal["random"] = Field(default="random", description="How the rejected answer is picked.")
+    weights: dict[Aspect, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={}, description="Aspects and their weights, for `weighted-aspects`; one that is N/A is left out."
+    )
+    rejected: Literal["random", "lowest", "next-best", "all"] = Field(
+        default="random",
+        description="Among the lower answers: a random one, the lowest, the nearest to the chosen one, or each of them "
+        "in a pair of its own.",
+    )
     ties: Literal["drop", "keep"] = Field(
-        default="drop", description="Whether an answer as good as the chosen one may be rejected."
+        default="drop",
+        description="Whether an answer as good as the chosen one may be rejected (then set clean.ties alike).",
+    )
+    min_margin: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Least difference of two scores, in the strategy's own unit."
+    )
+    min_completions: int = Field(default=2, ge=2, description="Fewest answers with a score that a prompt must have.")
+    system_prompt: Literal["column", "chosen", "shared"] = Field(
+        default="column",
+        description="Each answer's hidden system prompt stays in its column. `chosen` also makes that of the chosen "
+        "answer the system message, though the rejected one never saw it; `shared` only where both saw the same.",
     )
     seed: int = Field(default=42, description="Seed of the draw; each row draws from (seed, row id).")
 
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if self.strategy == "weighted-aspects" and not self.weights:
+            raise ValueError("weights: strategy weighted-aspects needs them, e.g. {helpfulness: 0.7, honesty: 0.3}")
+        if self.strategy != "weighted-aspects" and self.weights:
+            raise ValueError(f"weights: only strategy weighted-aspects has them, it is {self.strategy}")
+        if self.ties == "keep" and self.min_margin:
+            raise ValueError(f"min_margin: {self.min_margin:g} leaves no ties to keep; set ties to drop")
+        return self
+
     def apply(self, table: pa.Table) -> StepOutput:
-        pairs, failed, reasons, details = [], [], [], []
-        for index, row in enumerate(table.to_pylist()):
-            outcome = self._pair(row)
-            if isinstance(outcome, dict):
-                pairs.append(outcome)
-            else:
-                failed.append(index)
-                reasons.append(outcome[0])
-                details.append(outcome[1])
+        outcomes = [self._pairs(row) for row in table.to_pylist()]
+        failed = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Drop)}
+        pairs = [pair for outcome in outcomes if not isinstance(outcome, Drop) for pair in outcome]
         losers = table.take(pa.array(failed, pa.int64()))
-        dropped = dropped_rows(self.name, losers, pa.array(reasons, pa.string()), pa.array(details, pa.string()))
-        return StepOutput(pa.Table.from_pylist(pairs, schema=PAIRS), dropped)
+        reasons = pa.array([drop.reason for drop in failed.values()], pa.string())
+        details = pa.array([drop.detail for drop in failed.values()], pa.string())
+        return StepOutput(
+            kept=pa.Table.from_pylist(pairs, schema=PAIRS),
+            dropped=dropped_rows(self.name, losers, reasons, details),
+            expanded=len(pairs) + len(failed) - len(table),
+        )
 
-    def _pair(self, row: dict[str, Any]) -> dict[str, Any] | tuple[str, str]:
-        """The PAIRS row, or (reason, detail)."""
+    def _pairs(self, row: dict[str, Any]) -> list[dict[str, Any]] | Drop:
+        """At least one PAIRS row, or why there is none."""
         completions = row["completions"]
-        if len(completions) < 2:
-            return "too_few_completions", f"{len(completions)} of at least 2"
-        scores = [STRATEGIES[self.strategy](completion) for completion in completions]
-        rated = [(score, i) for i, score in enumerate(scores) if score is not None]
-        if len(rated) < 2:
-            return "rating_missing", f"{len(rated)} of {len(completions)} answers have a {self.strategy}"
-        best_score, best = max(rated, key=lambda item: (item[0], -item[1]))
-        others = [i for score, i in rated if i != best and (self.ties == "keep" or score < best_score)]
-        if not others:
-            return "tie", f"all answers have {self.strategy} {best_score:g}"
-        worse = others[draw(self.seed, "binarize", row["id"]) % len(others)]
-        return _pair_row(row, completions[best], completions[worse], best_score, scores[worse])
+        if len(completions) < self.min_completions:
+            return Drop("too_few_completions", f"{len(completions)} of at least {self.min_completions}")
+        rule = self._rule()
+        scores = {i: score for i, answer in enumerate(completions) if (score := rule(answer)) is not None}
+        if len(scores) < self.min_completions:
+            return self._unscored(completions, len(scores))
+        best = max(scores, key=lambda i: (scores[i], -i))
+        lower = [i for i in scores if scores[i] < scores[best] or self._may_tie(completions[i], completions[best])]
+        if not lower:
+            return Drop("tie", f"all answers have {self.strategy} {scores[best]:g}")
+        enough = [i for i in lower if scores[best] - scores[i] >= self.min_margin - ROUNDING]
+        if not enough:
+            least = min(scores.values())
+            margin = f"{scores[best] - least:g} ({scores[best]:g} against {least:g})"
+            return Drop("low_margin", f"{self.strategy}: largest margin {margin}, at least {self.min_margin:g}")
+        return [self._pair(row, best, worse, scores) for worse in self._pick(enough, scores, row["id"])]
 
+    def _rule(self) -> ScoreRule:
+        return weighted_aspects(self.weights) if self.weights else STRATEGIES[self.strategy]
 
-def _pair_row(
-    row: dict[str, Any], chosen: Completion, rejected: Completion, score_chosen: float, score_rejected: float | None
-) -> dict[str, Any]:
-    prompt = row["prompt"]
-    chosen_turns = [{"role": "assistant", "content": chosen["response"]}]
-    rejected_turns = [{"role": "assistant", "content": rejected["response"]}]
-    return {
-        "id": pair_id(prompt, chosen_turns, rejected_turns),
-        "prompt": prompt,
-        "chosen": chosen_turns,
-        "rejected": rejected_turns,
-        "score_chosen": score_chosen,
-        "score_rejected": score_rejected,
-        "model_chosen": chosen["model"],
-        "model_rejected": rejected["model"],
-        "system_chosen": chosen["system_prompt"],
-        "system_rejected": rejected["system_prompt"],
-        **{name: row[name] for name in ("subset", "source", "source_file", "source_row")},
-    }
+    def _unscored(self, completions: Sequence[Completion], scored: int) -> Drop:
+        doubts = [f"completions[{i}]: {why}" for i, answer in enumerate(completions) if (why := doubt(answer))]
+        if self.strategy == REPAIRED and scored + len(doubts) >= self.min_completions:
+            return Drop("suspicious_overall_score", "; ".join(doubts))
+        missing = f"{len(completions) - scored} of {len(completions)}"
+        return Drop(
+            "rating_missing", f"{missing} answers have no {self.strategy}, at least {self.min_completions} need it"
+        )
+
+    def _may_tie(self, answer: Completion, best: Completion) -> bool:
+        """Whether an answer with the best score may be rejected: not the chosen one itself, nor its copy."""
+        return self.ties == "keep" and (answer["response"], answer["model"]) != (best["response"], best["model"])
+
+    def _pick(self, lower: Sequence[int], scores: Mapping[int, float], row_id: str) -> Sequence[int]:
+        """The answers to reject; the first of several with the same score."""
+        if self.rejected == "all":
+            return lower
+        if self.rejected == "random":
+            return [lower[draw(self.seed, "binarize", row_id) % len(lower)]]
+        return [(max if self.rejected == "next-best" else min)(lower, key=scores.__getitem__)]
+
+    def _pair(self, row: dict[str, Any], best: int, worse: int, scores: Mapping[int, float]) -> dict[str, Any]:
+        chosen, rejected = row["completions"][best], row["completions"][worse]
+        prompt = self._prompt(row["prompt"], chosen["system_prompt"], rejected["system_prompt"])
+        chosen_turns = [{"role": "assistant", "content": chosen["response"]}]
+        rejected_turns = [{"role": "assistant", "content": rejected["response"]}]
+        return {
+            "id": pair_id(prompt, chosen_turns, rejected_turns),
+            "prompt": prompt,
+            "chosen": chosen_turns,
+            "rejected": rejected_turns,
+            "score_chosen": scores[best],
+            "score_rejected": scores[worse],
+            "model_chosen": chosen["model"],
+            "model_rejected": rejected["model"],
+            "system_chosen": chosen["system_prompt"],
+            "system_rejected": rejected["system_prompt"],
+            **{name: row[name] for name in ("subset", "source", "source_file", "source_row")},
+        }
+
+    def _prompt(self, prompt: list[dict[str, str]], chosen: str | None, rejected: str | None) -> list[dict[str, str]]:
+        """The prompt with a system message, if one is wanted, there, and not brought by the prompt itself."""
+        wanted = self.system_prompt == "chosen" or (self.system_prompt == "shared" and chosen == rejected)
+        if not (wanted and chosen) or prompt[0]["role"] == "system":
+            return prompt
+        return [{"role": "system", "content": chosen}, *prompt]

@@ -9,9 +9,9 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from orpo_data.schema import MESSAGE, MESSAGES, ORIGIN, PAIRS, pair_id, row_id
-from orpo_data.sources import SOURCES, Source, check_column_names
+from orpo_data.sources import SOURCES, Diverging, Source, check_settings
 from orpo_data.sources.files import NOT_UTF8
-from orpo_data.sources.record import Turn, Unparsable
+from orpo_data.sources.record import Turn, Unparsable, first_answers
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
 
@@ -19,24 +19,31 @@ class Parse(Step):
     """Reads each record by the rules of its upstream; a record that does not follow them is dropped as unparsable."""
 
     name: ClassVar[str] = "parse"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     dataset: Literal["ultrafeedback", "hh-rlhf", "pairs"] = Field(description="The upstream format.")
     columns: dict[str, str] = Field(
         default={}, description="Our name of a column to the name it has in the files; dots reach into objects."
     )
+    diverges: Diverging = Field(
+        default="drop",
+        description="Dialogues whose histories differ before the last turn: as they are, for `clean` to drop them, or "
+        "each cut behind the first answer that differs, with the turns before it as the prompt.",
+    )
 
     @model_validator(mode="after")
-    def _known_columns(self) -> Self:
-        check_column_names(self.dataset, self.columns)
+    def _fits_the_dataset(self) -> Self:
+        check_settings(self.dataset, self.columns, self.diverges)
         return self
 
     def apply(self, table: pa.Table) -> StepOutput:
         source = SOURCES[self.dataset]
-        rows, kept, failed, details = [], [], [], []
+        rows, kept, failed, details, changed = [], [], [], [], 0
         for index, record in enumerate(table["record"].to_pylist()):
             try:
-                rows.append(source.parse(orjson.loads(record), self.columns))
+                row = source.parse(orjson.loads(record), self.columns)
+                changed += self.diverges == "keep-common-prefix" and _cut_diverging(row)
+                rows.append(row)
                 kept.append(index)
             except orjson.JSONDecodeError as error:
                 failed.append(index)
@@ -47,7 +54,17 @@ class Parse(Step):
         losers = table.take(pa.array(failed, pa.int64()))
         reasons = pa.repeat("unparsable", len(failed))
         dropped = dropped_rows(self.name, losers, reasons, pa.array(details, pa.string()))
-        return StepOutput(_table(source, rows, table.take(pa.array(kept, pa.int64()))), dropped)
+        return StepOutput(_table(source, rows, table.take(pa.array(kept, pa.int64()))), dropped, changed=changed)
+
+
+def _cut_diverging(row: dict[str, Any]) -> bool:
+    """Cut the sides of a PAIRS row to the answers at which they part; whether there was anything to cut.
+
+    The annotator compared the dialogues as wholes, so the label of an early answer is that of its dialogue.
+    """
+    before = row["chosen"], row["rejected"]
+    row["chosen"], row["rejected"] = first_answers(*before)
+    return before != (row["chosen"], row["rejected"])
 
 
 def _broken_line(line: int, record: str, error: orjson.JSONDecodeError) -> str:

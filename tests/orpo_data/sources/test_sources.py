@@ -1,11 +1,14 @@
 """What all sources have in common: the check of a file's columns, and the names a recipe may give them."""
 
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orpo_data.errors import OrpoError
 from orpo_data.schema import PAIRS, RATED
-from orpo_data.sources import SOURCES, check_column_names, require_columns
-from orpo_data.sources.record import has_column, reach
+from orpo_data.sources import SOURCES, check_column_names, check_settings, require_columns
+from orpo_data.sources.record import Unparsable, has_column, reach
 
 
 def test_every_source_offers_the_same():
@@ -73,3 +76,77 @@ def test_nearest_key():
 )
 def test_dotted_names(record, column, value, there):
     assert (reach(record, column), has_column(record, column)) == (value, there)
+
+
+def test_diverges_is_for_dialogues():
+    check_settings("hh-rlhf", {"chosen": "good"}, "keep-common-prefix")
+    check_settings("pairs", {}, "keep-common-prefix")
+    check_settings("ultrafeedback", {}, "drop")
+    with pytest.raises(ValueError, match=r"^diverges: ultrafeedback has no dialogues"):
+        check_settings("ultrafeedback", {}, "keep-common-prefix")
+    with pytest.raises(ValueError, match="unknown key 'chosn'"):
+        check_settings("pairs", {"chosn": "x"}, "drop")
+
+
+# --- whatever a record holds -----------------------------------------------------------------------------------------
+
+NAMES = sorted({name for source in SOURCES.values() for names in source.columns.values() for name in names})
+KEYS = [*NAMES, "role", "content", "from", "value", "response", "annotations", "honesty", "Rating", "overall_score"]
+TEXTS = ["", "N/A", "4", "user", "assistant", "\n\nHuman: q\n\nAssistant: a", "\n\nHum: \x00", "\u2028", "1e400", "nan"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.sampled_from(TEXTS) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=6),
+    max_leaves=20,
+)
+RECORDS = JSON | st.dictionaries(st.sampled_from(NAMES), JSON, min_size=2, max_size=6)
+
+
+def row_or_message(dataset: str, record: object) -> tuple[dict[str, object] | None, str]:
+    try:
+        return SOURCES[dataset].parse(record, {}), ""
+    except Unparsable as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("dataset", SOURCES)
+@given(record=RECORDS)
+def test_any_value_is_a_row_or_unparsable_in_one_short_line(dataset, record):
+    row, said = row_or_message(dataset, record)
+    assert "\n" not in said
+    assert len(said) < 1500
+    assert row is None or {"id", *row, "source", "source_file", "source_row"} == set(SOURCES[dataset].schema.names)
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+BIG = "x" * 10_000_000
+HOSTILE = {
+    "a column of a million names": {f"name {i}": 0 for i in range(1_000_000)},
+    "a name of ten million letters": {BIG: "x"},
+    "names over several lines": {"a\nb": 1, "\x1b[31m": 2},
+    "ten million letters for a role": {"prompt": [{"role": BIG, "content": "q"}], "chosen": "a", "rejected": "b"},
+    "ten million letters for a rating": {"instruction": "q", "completions": [{"response": "a", "overall_score": BIG}]},
+    "ten million digits for a rating": {
+        "instruction": "q",
+        "completions": [{"response": "a", "overall_score": "1" * 10_000_000}],
+    },
+    "text without labels": {"chosen": BIG, "rejected": BIG},
+    "nested to the parser's limit": orjson.loads('{"instruction": "q", "completions": ' + nested(1000) + "}"),
+}
+
+
+@pytest.mark.parametrize("dataset", SOURCES)
+@pytest.mark.parametrize("record", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_records_cost_one_short_line(dataset, record):
+    with pytest.raises(Unparsable) as error:
+        SOURCES[dataset].parse(record, {})
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+def test_a_missing_column_of_a_hostile_record_is_one_short_line_too():
+    with pytest.raises(OrpoError) as error:
+        require_columns("pairs", orjson.dumps(HOSTILE["names over several lines"]).decode(), {}, "a.jsonl")
+    assert "found: 'a\\nb', '\\x1b[31m';" in str(error.value)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orpo_data.schema import ORIGIN, RATED
 from orpo_data.sources.record import MissingColumn, Unparsable
-from orpo_data.sources.ultrafeedback import parse, rating
+from orpo_data.sources.ultrafeedback import ASPECT_SCALE, OVERALL_SCALE, parse, rating
 
 ASPECT = {"Rating": "4", "Rationale": "good"}
 COMPLETION = {
@@ -79,16 +79,41 @@ def test_no_completions_is_for_binarize_to_judge():
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("1", 1.0), (" 5\n", 5.0), ("N/A", None), ("n/a", None), ("", None), (None, None), (3, 3.0), ("7.5", 7.5)],
+    [("1", 1.0), (" 5\n", 5.0), ("N/A", None), ("n/a", None), ("", None), (None, None), (3, 3.0), ("4.5", 4.5)],
 )
 def test_rating(value, expected):
-    assert rating(value, "x") == expected
+    assert rating(value, "x", ASPECT_SCALE) == expected
 
 
-@pytest.mark.parametrize("value", ["four", "nan", "inf", True, [], {}, 1e39, float("inf"), "1e39"])
+@pytest.mark.parametrize("value", ["four", "nan", "inf", True, [], {}, 1e39, float("inf"), "1e39", 10**30])
 def test_no_rating(value):
     with pytest.raises(Unparsable, match=r"^here\.Rating is "):
-        rating(value, "here.Rating")
+        rating(value, "here.Rating", ASPECT_SCALE)
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "shown"),
+    [
+        ("0", ASPECT_SCALE, "0, not within 1 to 5"),
+        (0.99, ASPECT_SCALE, "0.99, not within 1 to 5"),
+        ("6", ASPECT_SCALE, "6, not within 1 to 5"),
+        (-1, OVERALL_SCALE, "-1, not within 0 to 10"),
+        (75, OVERALL_SCALE, "75, not within 0 to 10"),
+    ],
+)
+def test_a_rating_off_its_scale(value, scale, shown):
+    with pytest.raises(Unparsable, match=f"^x is {shown}$"):
+        rating(value, "x", scale)
+
+
+@pytest.mark.parametrize("value", [0, 0.75, "0.8", 10])
+def test_an_overall_score_may_be_below_one(value):
+    assert rating(value, "x", OVERALL_SCALE) == float(value)
+
+
+def test_any_number_of_completions():
+    for count in (0, 1, 5, 50):
+        assert len(parse({"instruction": "q", "completions": [{"response": "a"}] * count}, {})["completions"]) == count
 
 
 @pytest.mark.parametrize(
@@ -100,6 +125,7 @@ def test_no_rating(value):
         (RECORD | {"instruction": None}, Unparsable, "column 'instruction' is null"),
         (RECORD | {"instruction": 3}, Unparsable, "column 'instruction' is a number, not a string"),
         (RECORD | {"source": 3}, Unparsable, "column 'source' is a number, not a string"),
+        (RECORD | {"completions": None}, Unparsable, "column 'completions' is null"),
         (RECORD | {"completions": {}}, Unparsable, "column 'completions' is an object, not a list"),
         (RECORD | {"completions": ["a"]}, Unparsable, "completions[0] is a string, not an object"),
         (RECORD | {"completions": [{}]}, Unparsable, "completions[0].response is null, not a string"),
@@ -110,6 +136,8 @@ def test_no_rating(value):
         (with_completion(annotations={"honesty": "4"}), Unparsable, "annotations.honesty is a string, not an object"),
         (with_completion(annotations={"honesty": [ASPECT, ASPECT]}), Unparsable, "annotations.honesty is a list"),
         (with_completion(annotations={"honesty": {"Rating": "x"}}), Unparsable, "annotations.honesty.Rating is 'x'"),
+        (with_completion(annotations={"honesty": {"Rating": "6"}}), Unparsable, "honesty.Rating is 6, not within 1 to"),
+        (with_completion(overall_score=11), Unparsable, "completions[0].overall_score is 11, not within 0 to 10"),
     ],
 )
 def test_unparsable(record, error, message):

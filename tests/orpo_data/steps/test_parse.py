@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from orpo_data.schema import DROPPED, PAIRS, RATED, RAW, pair_id
 from orpo_data.sources.files import NOT_UTF8
+from orpo_data.sources.hh_rlhf import format_transcript
 from orpo_data.steps.parse import Parse
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "hh_rlhf"
@@ -85,14 +86,111 @@ def test_int_scores_beyond_exact_float32():
     assert output.kept["score_chosen"].to_pylist() == [16777216.0]
 
 
+def test_nul_bytes_stay_where_they_were_said():
+    output = Parse(dataset="pairs").apply(raw(GOOD.replace("yes", "y\\u0000s")))
+    assert output.kept["chosen"].to_pylist() == [[{"role": "assistant", "content": "y\0s"}]]
+
+
+def test_records_with_the_same_content_are_rows_with_one_id():
+    output = Parse(dataset="pairs").apply(raw(GOOD, GOOD))
+    first, second = output.kept.to_pylist()
+    assert second == first | {"source_row": 11}
+
+
+def test_a_message_of_ten_million_letters():
+    record = orjson.dumps({"prompt": "q", "chosen": "x" * 10_000_000, "rejected": "no"}).decode()
+    broken = record.removesuffix("}")
+    output = Parse(dataset="pairs").apply(raw(record, broken))
+    assert output.kept["chosen"].to_pylist()[0][0]["content"] == "x" * 10_000_000
+    (dropped,) = output.dropped.to_pylist()
+    assert dropped["row"] == broken
+    assert len(dropped["detail"]) < 100
+
+
+@pytest.mark.parametrize(("rating", "reason"), [("5", None), ("6", "Rating is 6, not within 1 to 5"), ("N/A", None)])
+def test_ratings_off_the_scale_cost_the_prompt(rating, reason):
+    answer = {"response": "a", "annotations": {"honesty": {"Rating": rating}}}
+    record = {"instruction": "q", "completions": [{"response": "b"}, answer]}
+    output = Parse(dataset="ultrafeedback").apply(raw(orjson.dumps(record).decode()))
+    details = [f"completions[1].annotations.honesty.{reason}"] if reason else []
+    assert output.dropped["detail"].to_pylist() == details
+    assert len(output.kept) == 1 - len(details)
+
+
+# --- dialogues whose histories part early ----------------------------------------------------------------------------
+
+
+def dialogue(*contents: str) -> str:
+    """Each content begins with the label's first letter: "H:hello"."""
+    labels = {"H": "Human", "A": "Assistant"}
+    return "".join(f"\n\n{labels[content[0]]}: {content[2:]}" for content in contents)
+
+
+def parted(chosen: str, rejected: str, diverges: str) -> tuple[str, str, str, int]:
+    """Prompt, chosen, rejected as transcripts, and the number of changed rows."""
+    record = orjson.dumps({"chosen": chosen, "rejected": rejected}).decode()
+    output = Parse(dataset="hh-rlhf", diverges=diverges).apply(raw(record))
+    (row,) = output.kept.to_pylist()
+    assert row["id"] == pair_id(row["prompt"], row["chosen"], row["rejected"])
+    return *(format_transcript(row[side]) for side in ("prompt", "chosen", "rejected")), output.changed
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "cut"),
+    [
+        # the first answers that differ become the pair
+        (("H:q", "A:b", "H:r", "A:c"), ("H:q", "A:x", "H:r", "A:y"), (("H:q",), ("A:b",), ("A:x",))),
+        (("H:q", "A:b"), ("H:q", "A:x", "H:r", "A:y"), (("H:q",), ("A:b",), ("A:x",))),
+        (
+            ("H:q", "A:a", "H:r", "A:b"),
+            ("H:q", "A:a", "H:r", "A:x", "H:s"),
+            (("H:q", "A:a", "H:r"), ("A:b",), ("A:x",)),
+        ),
+        (("H:q", "A:b", "A:c"), ("H:q", "A:x"), (("H:q",), ("A:b",), ("A:x",))),
+        # other questions, or one dialogue that goes on: nothing was compared
+        (("H:q", "A:b", "H:r", "A:c"), ("H:q", "A:b", "H:s", "A:y"), None),
+        (("H:q", "A:b"), ("H:z", "A:b", "H:r", "A:c"), None),
+        (("H:q", "A:b"), ("H:q", "A:b", "H:r", "A:c"), None),
+        (("H:q", "A:b", "H:r"), ("H:q", "H:z", "A:y"), None),
+        # nothing to cut
+        (("H:q", "A:b"), ("H:q", "A:x"), None),
+        (("H:q", "A:b"), ("H:q", "A:b"), None),
+        (("H:q",), ("H:q",), None),
+    ],
+)
+def test_keep_common_prefix(chosen, rejected, cut):
+    transcripts = dialogue(*chosen), dialogue(*rejected)
+    as_it_is = parted(*transcripts, "drop")
+    assert as_it_is[0] + as_it_is[1] == transcripts[0]
+    assert as_it_is[0] + as_it_is[2] == transcripts[1]
+    expected = as_it_is if cut is None else (*(dialogue(*side) for side in cut), 1)
+    assert parted(*transcripts, "keep-common-prefix") == expected
+
+
+def test_diverging_conversations_of_any_source_of_pairs():
+    answer, asks = {"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}
+    record = {"chosen": [asks, answer], "rejected": [asks, answer | {"content": "b"}, asks, answer]}
+    output = Parse(dataset="pairs", diverges="keep-common-prefix").apply(raw(orjson.dumps(record).decode()))
+    assert output.kept["rejected"].to_pylist() == [[answer | {"content": "b"}]]
+    with pytest.raises(ValidationError, match="diverges: ultrafeedback has no dialogues"):
+        Parse(dataset="ultrafeedback", diverges="keep-common-prefix")
+
+
 def test_unknown_column_key_is_refused():
     assert Parse(dataset="pairs", columns={"chosen": "good"}).columns == {"chosen": "good"}
     with pytest.raises(ValidationError, match="unknown key 'chosn' for pairs, did you mean 'chosen'"):
         Parse(dataset="pairs", columns={"chosn": "good"})
 
 
+KEYS = ["prompt", "chosen", "rejected", "instruction", "completions", "response", "role", "content", "overall_score"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=12,
+)
 RECORDS = st.lists(
     st.one_of(
+        JSON.map(lambda value: orjson.dumps(value).decode()),
         st.just(GOOD),
         st.text(st.characters(codec="utf-8"), max_size=8),
         st.fixed_dictionaries(
@@ -104,9 +202,9 @@ RECORDS = st.lists(
 )
 
 
-@given(RECORDS, st.integers(1, 5))
-def test_rows_are_accounted_for_and_batching_changes_nothing(records, size):
-    step, table = Parse(dataset="pairs"), raw(*records)
+@given(st.sampled_from(["pairs", "hh-rlhf", "ultrafeedback"]), RECORDS, st.integers(1, 5))
+def test_rows_are_accounted_for_and_batching_changes_nothing(dataset, records, size):
+    step, table = Parse(dataset=dataset), raw(*records)
     whole = step.apply(table)
     assert len(whole.kept) + len(whole.dropped) == len(records)
     assert sorted((*whole.kept["source_row"].to_pylist(), *whole.dropped["source_row"].to_pylist())) == list(
@@ -122,5 +220,8 @@ def test_rows_are_accounted_for_and_batching_changes_nothing(records, size):
 def test_real_transcripts_all_become_rows():
     lines = gzip.decompress((REAL / "harmless-base" / "test.jsonl.gz").read_bytes()).decode().splitlines()
     output = Parse(dataset="hh-rlhf").apply(raw(*lines))
-    assert (len(output.kept), len(output.dropped)) == (1515, 0)
+    assert (len(output.kept), len(output.dropped), output.changed) == (1515, 0, 0)
     assert len(set(output.kept["id"].to_pylist())) == 1515
+    cut = Parse(dataset="hh-rlhf", diverges="keep-common-prefix").apply(raw(*lines))
+    assert (len(cut.kept), cut.changed) == (1515, 5)
+    assert all(len(side) == 1 for side in (*cut.kept["chosen"].to_pylist(), *cut.kept["rejected"].to_pylist()))
