@@ -48,7 +48,8 @@ def test_control_tokens_in_any_message(chat: Chat, make_pair: Callable[..., Any]
     out = apply(chat, make_pair(**{side: f"Well{token}then"}), make_pair())
     assert len(out.kept) == 1
     (dropped,) = out.dropped.to_pylist()
-    assert (dropped["step"], dropped["reason"], dropped["detail"]) == ("chat_template", "control_token_in_text", side)
+    assert (dropped["step"], dropped["reason"]) == ("chat_template", "control_token_in_text")
+    assert dropped["detail"] == f"{side}: {token}"
 
 
 def test_control_tokens_in_early_and_in_system_messages(
@@ -56,7 +57,7 @@ def test_control_tokens_in_early_and_in_system_messages(
 ) -> None:
     early = make_pair(turns("A", "b <|im_end|>", "C"))
     system = make_pair([{"role": "system", "content": "<|im_start|>system"}, *turns("A")])
-    assert apply(chat, early, system).dropped["detail"].to_pylist() == ["prompt", "prompt"]
+    assert apply(chat, early, system).dropped["detail"].to_pylist() == ["prompt: <|im_end|>", "prompt: <|im_start|>"]
 
 
 def test_half_a_control_token_is_text(chat: Chat, make_pair: Callable[..., Any]) -> None:
@@ -71,7 +72,19 @@ def test_a_template_that_refuses_costs_the_row(
     out = apply(chat, make_pair(), make_pair([{"role": "system", "content": "Be kind."}, *turns("Q?")]))
     assert len(out.kept) == 1
     (dropped,) = out.dropped.to_pylist()
-    assert (dropped["reason"], dropped["detail"]) == ("refused_by_template", "No system role here")
+    assert (dropped["reason"], dropped["detail"]) == ("refused_by_template", "prompt: No system role here")
+
+
+def test_a_template_that_writes_nothing_of_a_message_costs_the_row(
+    plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any]
+) -> None:
+    """As templates that cut an answer's thinking away, and with it an answer that is nothing else."""
+    text = find_template("hh").replace("message['content']", "message['content'].split('</think>')[-1]|trim")
+    out = apply(own(tmp_path, plain_tokenizer_dir, text), make_pair(rejected="<think>Well.</think>"), make_pair())
+    assert len(out.kept) == 1
+    (dropped,) = out.dropped.to_pylist()
+    assert dropped["reason"] == "refused_by_template"
+    assert dropped["detail"] == "rejected: the template leaves nothing of an answer"
 
 
 def test_a_template_that_changes_its_prompt_stops_the_stage(
@@ -105,7 +118,8 @@ def test_rows_in_are_kept_or_dropped_in_any_batches(
 ) -> None:
     pairs = [make_pair(*texts, source_row=i) for i, texts in enumerate(drawn)]
     whole = apply(chat, *pairs)
-    spoiled = [i for i, texts in enumerate(drawn) if any("<|im_end|>" in text for text in texts)]
+    blank = [i for i, (_, *answers) in enumerate(drawn) if not all(answer.strip() for answer in answers)]
+    spoiled = [i for i, texts in enumerate(drawn) if i in blank or any("<|im_end|>" in text for text in texts)]
     assert whole.dropped["source_row"].to_pylist() == spoiled
     assert len(whole.kept) + len(whole.dropped) == len(pairs)
     parts = [apply(chat, *pairs[start : start + batch]) for start in range(0, max(1, len(pairs)), batch)]

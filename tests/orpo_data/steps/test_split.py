@@ -1,4 +1,4 @@
-"""Nothing held out is also trained on, and a row's side is its own."""
+"""Nothing held out is also trained on, and no row ever changes sides."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from orpo_data.schema import PAIRS
 from orpo_data.sources.files import find_files, read_records
+from orpo_data.steps.near import key_of, near_groups, prompt_text, shingles
 from orpo_data.steps.parse import Parse
-from orpo_data.steps.split import Split, key_of, normalised, opening_text, prompt_text, shingles
+from orpo_data.steps.split import Assign, Split, opening_text
 
 Messages = list[dict[str, str]]
 
@@ -20,27 +21,35 @@ def user(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def sides(prompts: list[Messages], batch: int = 100, **config: Any) -> list[str]:
-    """The side of each prompt."""
-    rows = [dict.fromkeys(PAIRS.names) | {"prompt": prompt, "source_row": i} for i, prompt in enumerate(prompts)]
+def run(prompts: list[Messages], batch: int = 100, sources: str = "", **config: Any) -> tuple[list[Any], Assign]:
+    """Of each prompt its side, or the DROPPED row; and the step. `sources` has a letter for each prompt."""
+    places = [
+        {"id": f"id{i}", "source_row": i, "source": letter} for i, letter in enumerate(sources or "s" * len(prompts))
+    ]
+    rows = [dict.fromkeys(PAIRS.names) | place | {"prompt": p} for place, p in zip(places, prompts, strict=True)]
     table = pa.Table.from_pylist(rows, schema=PAIRS)
     batches = [table.slice(start, batch) for start in range(0, max(1, len(rows)), batch)]
     step = Split(**({"eval_fraction": 0.5} | config)).summarise(iter(batches))
+    assert isinstance(step, Assign)
     outputs = [step.apply(part) for part in batches]
-    assert all(len(output.dropped) == 0 for output in outputs)
-    kept = pa.concat_tables(output.kept for output in outputs)
-    assert kept["source_row"].to_pylist() == list(range(len(rows)))
-    assert kept.schema.names == [*PAIRS.names, "split"]
-    return kept["split"].to_pylist()
+    assert all(output.kept.schema.names == [*PAIRS.names, "split"] for output in outputs)
+    found = {row["source_row"]: row["split"] for output in outputs for row in output.kept.to_pylist()}
+    dropped = {row["source_row"]: row for output in outputs for row in output.dropped.to_pylist()}
+    assert {row["reason"] for row in dropped.values()} <= {"seen_in_train"}
+    assert sorted([*found, *dropped]) == list(range(len(rows)))
+    return [found.get(i) or dropped[i] for i in range(len(rows))], step
+
+
+def sides(prompts: list[Messages], batch: int = 100, **config: Any) -> list[str]:
+    """The side of each prompt: train, eval or seen (held out, but train has its like)."""
+    return [side if isinstance(side, str) else "seen" for side in run(prompts, batch, **config)[0]]
 
 
 LONG = "Please explain to me in some detail how a sailing boat can travel against the wind without any engine at all"
-LINKED = {
+SAME_SIDE = {
     "the same prompt": (user("How are you?"), user("How are you?")),
     "case, punctuation and spacing": (user("How are you?"), user("  HOW are,\nyou")),
     "no words, the same text": (user("?!"), user("?!")),
-    "near duplicates": (user(LONG + " today."), user(LONG + " tomorrow.")),
-    "near duplicates, a word put in": (user(LONG), user(LONG.replace("some detail", "some more detail"))),
     "a dialogue cut at two points": (
         user("Hi, tell me of Rome."),
         [*user("Hi, tell me of Rome."), {"role": "assistant", "content": "Old."}, *user("And the Forum?")],
@@ -58,66 +67,93 @@ LINKED = {
         [{"role": "system", "content": "Be a pirate, and a loud one at that."}, *user("Hi there.")],
     ),
 }
+ALIKE = {
+    "a word exchanged": (user(LONG + " today."), user(LONG + " tomorrow.")),
+    "a word put in": (user(LONG), user(LONG.replace("some detail", "some more detail"))),
+    "the same words in other turns": (user("oak oak oak"), [*user("oak"), {"role": "assistant", "content": "oak oak"}]),
+}
 
 
-@pytest.mark.parametrize("case", LINKED)
+@pytest.mark.parametrize("case", SAME_SIDE)
 @pytest.mark.parametrize("order", [1, -1])
-def test_linked_prompts_go_to_one_side(case: str, order: int) -> None:
-    drawn = {tuple(sides(list(LINKED[case])[::order], seed=seed)) for seed in range(40)}
+def test_one_opening_goes_to_one_side(case: str, order: int) -> None:
+    drawn = {tuple(sides(list(SAME_SIDE[case])[::order], seed=seed)) for seed in range(40)}
     assert drawn == {("train", "train"), ("eval", "eval")}
 
 
-def test_the_same_words_cut_into_other_turns_link_both_openings() -> None:
-    """The third prompt has the words of the first and the opening of the second, so all three go together."""
-    answered = [*user("oak"), {"role": "assistant", "content": "oak oak"}]
-    drawn = {tuple(sides([user("oak oak oak"), user("oak"), answered], seed=seed)) for seed in range(40)}
-    assert drawn == {("train",) * 3, ("eval",) * 3}
+@pytest.mark.parametrize("case", ALIKE)
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_train_has_seen_is_not_held_out(case: str, order: int) -> None:
+    drawn = {tuple(sides(list(ALIKE[case])[::order], seed=seed)) for seed in range(60)}
+    assert drawn == {("train", "train"), ("eval", "eval"), ("train", "seen"), ("seen", "train")}
 
 
-def test_a_chain_of_links_is_one_group() -> None:
-    """The first and the last share nothing but what lies between."""
-    a, c = user("Hi."), [*user(LONG), {"role": "assistant", "content": "By tacking."}, *user("Thanks. And a kite?")]
-    b = [*user("Hi."), {"role": "assistant", "content": "Hello."}, *user("Bye.")]
-    d = user(LONG + " again.")
-    for seed in range(40):
-        one, two, three, four, five = sides([a, c, b, d, user(LONG)], seed=seed)
-        assert one == three
-        assert two == four == five
+def test_the_detail_names_the_most_similar_row_of_train() -> None:
+    prompts = [user(f"{LONG} {end}") for end in ("today", "tomorrow and then again and again", "tomorrow", "tomorrow")]
+    for seed in range(200):
+        drawn, _ = run(prompts, seed=seed)
+        if isinstance(drawn[0], dict) and drawn[1:] == ["train"] * 3:
+            assert drawn[0]["detail"] == "of id2 (similarity 0.90)"  # 19 of 21 runs; ids 2 and 3 are alike
+            assert "split" not in drawn[0]["row"]
+            return
+    pytest.fail("no seed drew these sides")
 
 
 @pytest.mark.parametrize(("a", "b"), [("How old is the oak?", "How old is the elm?"), ("?", "!")])
 def test_other_prompts_are_drawn_on_their_own(a: str, b: str) -> None:
     drawn = {tuple(sides([user(a), user(b)], seed=seed)) for seed in range(60)}
-    assert len(drawn) == 4
+    assert drawn == {(x, y) for x in ("train", "eval") for y in ("train", "eval")}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.3])
 def test_the_share_held_out(fraction: float) -> None:
-    held_out = sides(
-        [user(f"Tell me fact {i} about number {i * i}.") for i in range(1500)], eval_fraction=fraction
-    ).count("eval")
+    prompts = [user(f"Tell me fact {i} about number {i * i}.") for i in range(1500)]
+    held_out = sides(prompts, eval_fraction=fraction).count("eval")
     assert abs(held_out / 1500 - fraction) < 0.04
     assert fraction or held_out == 0
 
 
-def test_the_threshold_is_obeyed() -> None:
-    """Nine words of ten shared, 6 of 10 word 3-grams alike: one group at 0.5, two at 0.9."""
-    a, b = (
-        user("one two three four five six seven eight nine ten"),
-        user("one two three four five six seven eight nine eleven"),
-    )
-    shared = set(shingles(a[0]["content"])) & set(shingles(b[0]["content"]))
-    either = set(shingles(a[0]["content"])) | set(shingles(b[0]["content"]))
-    assert len(shared) / len(either) == 7 / 9
-    assert {tuple(sides([a, b], near_duplicate=0.5, seed=seed)) for seed in range(40)} == {
-        ("train",) * 2,
-        ("eval",) * 2,
+def test_every_source_has_its_share_held_out() -> None:
+    prompts = [user(f"Tell me fact {i} about number {i * i}.") for i in range(1500)]
+    _, step = run(prompts, sources="aab" * 500, eval_fraction=0.2, eval_fractions={"b": 0.4})
+    counts = step.facts()["sources"]
+    assert abs(counts["a"]["eval"] / 1000 - 0.2) < 0.05
+    assert abs(counts["b"]["eval"] / 500 - 0.4) < 0.07
+    assert (counts["a"]["share"], counts["b"]["share"]) == (0.6667, 0.3333)
+
+
+def test_sources_draw_one_opening_alike() -> None:
+    prompts = [user("Hi there."), user("Hi there!")]
+    assert {tuple(sides(prompts, sources="ab", seed=seed)) for seed in range(40)} == {("train",) * 2, ("eval",) * 2}
+
+
+def test_an_opening_that_two_sources_draw_differently() -> None:
+    """Of a everything is held out that of b is not: then train has it."""
+    prompts = [user("Hi there."), [*user("Hi there!"), {"role": "assistant", "content": "Hello."}, *user("Who am I?")]]
+    drawn, step = run(prompts, sources="ab", eval_fraction=0.0, eval_fractions={"a": 0.999999})
+    assert (drawn[0]["detail"], drawn[1]) == ("opening of id1", "train")
+    assert step.facts() == {
+        "sources": {
+            "a": {"train": 0, "eval": 0, "seen_in_train": 1, "share": 0.0},
+            "b": {"train": 1, "eval": 0, "seen_in_train": 0, "share": 1.0},
+        }
     }
-    assert len({tuple(sides([a, b], near_duplicate=0.95, seed=seed)) for seed in range(60)}) == 4
+
+
+def test_the_threshold_is_obeyed() -> None:
+    """Nine words of ten shared, 7 of 9 word 3-grams alike."""
+    a, b = (user(f"one two three four five six seven eight nine {last}") for last in ("ten", "eleven"))
+    shared, either = set(shingles(prompt_text(a))) & set(shingles(prompt_text(b))), 9
+    assert len(shared) == 7
+    for threshold, dropped in ((7 / either, True), (0.8, False)):
+        drawn = {tuple(sides([a, b], near_duplicate=threshold, seed=seed)) for seed in range(40)}
+        assert (("train", "seen") in drawn) == dropped
+        assert (("train", "eval") in drawn) != dropped
 
 
 def test_an_empty_dataset() -> None:
-    assert sides([]) == []
+    drawn, step = run([])
+    assert (drawn, step.facts()) == ([], {"sources": {}})
 
 
 words = st.sampled_from(["oak", "elm", "ash", "fir", "yew", "box", "bay", "fig"])
@@ -125,32 +161,44 @@ prompt = st.lists(words, min_size=1, max_size=6).map(" ".join)
 conversation = st.lists(prompt, min_size=1, max_size=3).map(
     lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 )
+fractions = st.sampled_from([{}, {"a": 0.2}])
 
 
-@given(st.lists(conversation, max_size=25), st.integers(0, 5), st.data())
-@example([user("oak"), [*user("oak"), *user("elm")]], 0, None)
-def test_sides_share_no_prompt_and_no_opening_in_any_order(
-    prompts: list[Messages], seed: int, data: st.DataObject | None
+@given(st.lists(st.tuples(conversation, st.sampled_from("ab")), max_size=25), fractions, st.integers(0, 5), st.data())
+@example([(user("oak"), "a"), ([*user("oak"), *user("elm")], "b")], {"a": 0.2}, 0, None)
+def test_the_sides_have_nothing_in_common_in_any_order(
+    rows: list[Any], fractions: dict[str, float], seed: int, data: st.DataObject | None
 ) -> None:
-    drawn = sides(prompts, seed=seed)
-    for key in (lambda p: key_of("\n".join(turn["content"] for turn in p)), lambda p: key_of(opening_text(p))):
-        seen: dict[str, str] = {}
-        assert all(seen.setdefault(key(p), side) == side for p, side in zip(prompts, drawn, strict=True))
-    order = data.draw(st.permutations(range(len(prompts)))) if data else []
-    batch = data.draw(st.integers(1, 7)) if data else 1
-    if order:
-        shuffled = sides([prompts[i] for i in order], batch=batch, seed=seed)
+    prompts, sources = [row[0] for row in rows], "".join(row[1] for row in rows)
+    drawn = sides(prompts, sources=sources, seed=seed, eval_fractions=fractions)
+    train, held_out = ([p for p, side in zip(prompts, drawn, strict=True) if side == s] for s in ("train", "eval"))
+    assert not {key_of(opening_text(p)) for p in train} & {key_of(opening_text(p)) for p in held_out}
+    for a in train:
+        for b in held_out:
+            pair = near_groups([prompt_text(a), prompt_text(b)], 0.7)
+            assert pair.find(key_of(prompt_text(a))) != pair.find(key_of(prompt_text(b)))
+    if data and rows:
+        order = data.draw(st.permutations(range(len(rows))))
+        shuffled = sides(
+            [prompts[i] for i in order],
+            data.draw(st.integers(1, 7)),
+            sources="".join(sources[i] for i in order),
+            seed=seed,
+            eval_fractions=fractions,
+        )
         assert [drawn[i] for i in order] == shuffled
 
 
-@given(st.lists(st.integers(0, 10_000), unique=True, min_size=1, max_size=20), st.integers(0, 5))
-def test_more_rows_leave_unrelated_rows_where_they_were(numbers: list[int], seed: int) -> None:
-    prompts = [user(f"fact{n} of{n} number{n}") for n in numbers]
-    others = [user(f"poem{n} on{n} day{n}") for n in range(10)]
-    assert sides([*others, *prompts], seed=seed)[len(others) :] == sides(prompts, seed=seed)
+@given(st.lists(conversation, max_size=15), st.lists(conversation, max_size=15), st.integers(0, 5), st.booleans())
+def test_more_rows_move_no_row_to_the_other_side(old: list[Any], new: list[Any], seed: int, first: bool) -> None:
+    """Train stays train; held out stays held out, or is dropped; dropped stays dropped."""
+    before = sides(old, seed=seed)
+    after = sides([*new, *old], seed=seed)[len(new) :] if first else sides([*old, *new], seed=seed)[: len(old)]
+    allowed = {("train", "train"), ("eval", "eval"), ("eval", "seen"), ("seen", "seen")}
+    assert set(zip(before, after, strict=True)) <= allowed
 
 
-def test_near_duplicates_of_real_prompts_go_together(real_data: Path) -> None:
+def test_near_duplicates_of_real_prompts_are_never_held_out(real_data: Path) -> None:
     """A word put before the last one of a long prompt leaves nearly all its word 3-grams."""
     (file,) = find_files(str(real_data / "hh_rlhf/harmless-base/test.jsonl.gz"))
     tables = [Parse(dataset="hh-rlhf").apply(table).kept for table in read_records(file, "hh", 1000)]
@@ -159,8 +207,9 @@ def test_near_duplicates_of_real_prompts_go_together(real_data: Path) -> None:
     ]
     assert len(prompts) == 300
     drawn = sides(prompts + [_with_a_word_more(p) for p in prompts])
-    assert drawn[:300] == drawn[300:]
-    assert 90 < drawn[:300].count("eval") < 210
+    pairs = list(zip(drawn[:300], drawn[300:], strict=True))
+    assert set(pairs) <= {("train", "train"), ("eval", "eval"), ("train", "seen"), ("seen", "train"), ("seen", "seen")}
+    assert 40 < pairs.count(("eval", "eval")) < 110
 
 
 def _with_a_word_more(prompt: Messages) -> Messages:
@@ -168,7 +217,3 @@ def _with_a_word_more(prompt: Messages) -> Messages:
     first, last = prompt[0], prompt[-1]["content"].split(" ")
     changed = {"role": "user", "content": f"Well: {first['content']}"}
     return [changed, *prompt[1:-1], {"role": "user", "content": " ".join([*last[:-1], "perhaps", last[-1]])}]
-
-
-def test_normalised_keeps_words_alone() -> None:
-    assert normalised("  Ein GROSSER  Straße-Test!\n") == "ein grosser strasse test"
