@@ -5,8 +5,12 @@ in jinja's sandbox. Nothing here depends on a file's name or time: `fingerprint`
 """
 
 import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -20,8 +24,20 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 TEMPLATE_FOLDER = Path(__file__).parent / "chat_templates"
+
+CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "phi": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    "qwen": ("<|im_start|>", "<|im_end|>"),
+}
+"""What a named template writes that must be one token each. The others are plain text and take any tokenizer."""
+
 _PROBE_QUESTION = "Which colour does the evening sky have?"
 _PROBE_ANSWER = "Crimson, mostly."
+_PROBE_STEPS = 1_000_000  # lines of Python, a fraction of a second; a sound template needs a few hundred
+_PROBE_CHARACTERS = 100_000
 
 
 def template_names() -> list[str]:
@@ -43,8 +59,12 @@ def find_template(name_or_path: str) -> str:
 class Chat:
     """Renders and encodes conversations so that a prompt's ids are a strict prefix of every answer's sequence."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", template: str | None = None, own_tokens: Sequence[str] = ()
+    ) -> None:
+        """`own_tokens` are the template's control tokens, whether or not the tokenizer calls them special."""
         self.tokenizer = tokenizer
+        self.own_tokens = own_tokens
         template = template or tokenizer.chat_template
         if not template:
             raise UsageError(
@@ -55,7 +75,10 @@ class Chat:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
+        with _step_limit():
+            self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
+            header = self._probe_header()
+        self._header = self._probe_prefix_space(header)
         self.bos_id = self._probe_bos()
 
     @classmethod
@@ -73,7 +96,14 @@ class Chat:
             raise OrpoError(f"tokenize.tokenizer: cannot open {tokenizer!r}: {reason}") from None
         if not hasattr(loaded, "backend_tokenizer"):
             raise OrpoError(f"tokenize.tokenizer: {tokenizer!r} has no tokenizer.json (a fast tokenizer is needed)")
-        return cls(loaded, template)
+        own_tokens = CONTROL_TOKENS.get(chat_template or "", ())
+        if missing := [token for token in own_tokens if not _is_token(loaded, token)]:
+            plain = [name for name in template_names() if name not in CONTROL_TOKENS]
+            raise UsageError(
+                f"tokenize.chat_template: {chat_template!r} writes {missing[0]!r}, which is no token of {tokenizer!r}; "
+                f"take a tokenizer that has it, or a template in plain text ({', '.join(plain)})"
+            )
+        return cls(loaded, template, own_tokens)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,21 +115,28 @@ class Chat:
     def control_tokens(self) -> list[str]:
         """Texts that the tokenizer would read as control tokens wherever they stand."""
         added = self.tokenizer.added_tokens_decoder.values()
-        return sorted({token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens))
+        special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        return sorted(special | set(self.own_tokens))
 
     def render_prompt(self, prompt: Messages) -> str:
-        """The conversation up to and including the assistant's header."""
-        return self._render(prompt, add_generation_prompt=True)
+        """The conversation up to and including the assistant's header; jinja2.TemplateError if there is none."""
+        text = self._render(prompt, add_generation_prompt=True)
+        if not text:
+            raise jinja2.TemplateRuntimeError("the template writes nothing for the prompt")
+        return text
 
     def render_answer(self, prompt: Messages, prompt_text: str, answer: Messages) -> str:
-        """What the assistant writes after `prompt_text`, without its end of turn."""
+        """What the assistant writes after `prompt_text`, without its end of turn; jinja2.TemplateError if nothing."""
         full = self._render([*prompt, *answer], add_generation_prompt=False)
         if not (full.startswith(prompt_text) and full.endswith(self._after_answer)):
             raise OrpoError(
                 "tokenize.chat_template: the template does not keep the rendered prompt as a prefix of prompt + "
                 f"answer (the prompt ends in {prompt_text[-40:]!r}, the whole has {full[: len(prompt_text)][-40:]!r})"
             )
-        return full[len(prompt_text) : len(full) - len(self._after_answer)] + self._answer_tail
+        text = full[len(prompt_text) : len(full) - len(self._after_answer)]
+        if not text.strip():
+            raise jinja2.TemplateRuntimeError("the template leaves nothing of an answer")
+        return text + self._answer_tail
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, nothing added; a batch uses every core."""
@@ -111,17 +148,27 @@ class Chat:
         return [start + ids for ids in self.encode(texts)]
 
     def encode_answers(self, texts: list[str]) -> list[list[int]]:
-        """Ids of rendered answers, each with one end of turn."""
-        return [[*ids, self.end_of_turn_id] for ids in self.encode(texts)]
+        """Ids of rendered answers as they are behind the assistant's header, each with one end of turn."""
+        if self._header:
+            head = self.encode([self._header])[0]
+            whole = self.encode([self._header + text for text in texts])
+            alone = self.encode(texts)
+            # a token across the seam is left alone: the prompt's ids must not depend on the answer
+            encoded = [b[len(head) :] if b[: len(head)] == head else a for a, b in zip(alone, whole, strict=True)]
+        else:
+            encoded = self.encode(texts)
+        return [[*ids, self.end_of_turn_id] for ids in encoded]
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
-        """Raises jinja2.TemplateError, also for what the template's own expressions do wrong (1 / 0, "a" + 1)."""
+        """Raises jinja2.TemplateError, also for what the template's own expressions do wrong (1 / 0, "a" * 10**12)."""
         try:
             text: Any = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise jinja2.TemplateRuntimeError(str(error)) from error
+        except RecursionError:
+            raise jinja2.TemplateRuntimeError("the template calls itself without end") from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+            raise jinja2.TemplateRuntimeError(str(error) or type(error).__name__) from error
         return str(text)
 
     def _probe_end_of_turn(self) -> tuple[str, str, int]:
@@ -131,6 +178,8 @@ class Chat:
             full = self._render(messages, add_generation_prompt=False)
         except jinja2.TemplateError as error:
             raise OrpoError(f"tokenize.chat_template: {error}") from None
+        if len(full) > _PROBE_CHARACTERS:
+            raise OrpoError(f"tokenize.chat_template: the template writes {len(full):,} characters for two lines")
         _, found, after = full.rpartition(_PROBE_ANSWER)
         if not found:
             raise OrpoError("tokenize.chat_template: the template does not write the assistant's answer")
@@ -142,6 +191,22 @@ class Chat:
             raise OrpoError("tokenize.tokenizer: neither the template nor the tokenizer has an end-of-turn token")
         return after, "", int(self.tokenizer.eos_token_id)
 
+    def _probe_header(self) -> str:
+        """What the template writes between the user's last message and the assistant's answer."""
+        try:
+            prompt = self.render_prompt([{"role": "user", "content": _PROBE_QUESTION}])
+        except jinja2.TemplateError as error:
+            raise OrpoError(f"tokenize.chat_template: {error}") from None
+        _, found, header = prompt.rpartition(_PROBE_QUESTION)
+        if not found:
+            raise OrpoError("tokenize.chat_template: the template does not write the user's message")
+        return header
+
+    def _probe_prefix_space(self, header: str) -> str:
+        """`header` if the tokenizer puts a space before the first word of a text, as SentencePiece's do; else ""."""
+        head, alone, whole = self.encode([header, _PROBE_ANSWER, header + _PROBE_ANSWER])
+        return "" if head + alone == whole else header
+
     def _probe_bos(self) -> int | None:
         """The start token to put before a prompt, if the tokenizer uses one and the template does not write it."""
         bos = self.tokenizer.bos_token_id
@@ -149,3 +214,29 @@ class Chat:
             return None
         prompt = self.render_prompt([{"role": "user", "content": _PROBE_QUESTION}])
         return None if self.encode([prompt])[0][:1] == [bos] else int(bos)
+
+
+def _is_token(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer reads `text` as one token of its own."""
+    backend = tokenizer.backend_tokenizer
+    return bool(backend.encode(text, add_special_tokens=False).ids == [backend.token_to_id(text)])
+
+
+@contextmanager
+def _step_limit() -> Iterator[None]:
+    """Stops a template that loops: jinja compiles it to Python, whose lines are counted as they run."""
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > _PROBE_STEPS:
+            raise jinja2.TemplateRuntimeError(f"the template is still at two lines after {_PROBE_STEPS:,} steps")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -14,7 +14,7 @@ class Tokenize(Step):
     """Encodes the rendered texts of a pair."""
 
     name: ClassVar[str] = "tokenize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     chat: ChatField = Field(description="Tokenizer and template.")
 

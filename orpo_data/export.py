@@ -1,0 +1,102 @@
+"""Cleaned pairs as JSON lines in the form that another trainer reads."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orpo_data.errors import OrpoError, UsageError
+from orpo_data.manifest import read_manifest
+from orpo_data.shards import scan
+from orpo_data.views import CLEANED, TEXT_VIEWS
+
+DATASET_INFO = "dataset_info.json"
+LLAMA_FACTORY_COLUMNS = {
+    "messages": "conversations",
+    "system": "system",
+    "chosen": "chosen",
+    "rejected": "rejected",
+}
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file that an export wrote."""
+
+    path: Path
+    split: str
+    rows: int
+
+
+def export(dataset: str | Path, to: str, output: str | Path) -> list[ExportedFile]:
+    """Write each split of a cleaned dataset as JSON lines in the form of `to`, one of TEXT_VIEWS.
+
+    `output` names the file; a dataset with several splits has one each, `prefs-train.jsonl` for `prefs.jsonl`. For
+    LLaMA-Factory the files are also entered in the `dataset_info.json` beside them. No file is touched before all rows
+    are written, and each then takes its place whole.
+
+    Raises OrpoError for a dataset without text or with pairs that are not cleaned, UsageError for an unknown `to`.
+    """
+    folder, output = Path(dataset), Path(output)
+    if to not in TEXT_VIEWS:
+        raise UsageError(f"--to {to!r}: unknown form, there are {', '.join(TEXT_VIEWS)}")
+    manifest = read_manifest(folder)
+    if manifest.stage not in CLEANED:
+        holds = "holds token ids" if manifest.stage == "tokenize" else f"is the output of {manifest.stage}"
+        raise OrpoError(f"{folder}: {holds}, an export takes cleaned text; give the folder of clean or split")
+    if output.is_dir():
+        raise UsageError(f"--output {output}: is a folder, a file is needed, e.g. {output / f'{to}.jsonl'}")
+    files = []
+    for split in manifest.splits or ["train"]:
+        name = f"{output.stem}-{split}{output.suffix}" if len(manifest.splits) > 1 else output.name
+        rows = sum(shard.rows for shard in manifest.shards if shard.split in (split, None))
+        files.append(ExportedFile(output.with_name(name), split, rows))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    info = _llama_factory_info(files) if to == "llama-factory" else None
+    try:
+        for file in files:
+            TEXT_VIEWS[to](scan(folder, file.split)).sink_ndjson(_partial(file.path))
+        for file in files:
+            os.replace(_partial(file.path), file.path)
+    finally:
+        for file in files:
+            _partial(file.path).unlink(missing_ok=True)
+    if info is not None:
+        _replace_json(output.with_name(DATASET_INFO), info)
+    return files
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _llama_factory_info(files: list[ExportedFile]) -> dict[str, Any]:
+    """What `dataset_info.json` says once the files are entered; what others entered there stays.
+
+    https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md
+    """
+    place = files[0].path.with_name(DATASET_INFO)
+    try:
+        info = json.loads(place.read_text("utf-8"))
+    except FileNotFoundError:
+        info = {}
+    except ValueError as error:
+        raise OrpoError(f"{place}: is no JSON ({error}); mend it or export into another folder") from None
+    if not isinstance(info, dict):
+        raise OrpoError(f"{place}: is no JSON object; mend it or export into another folder")
+    entries = {
+        file.path.stem: {
+            "file_name": file.path.name,
+            "formatting": "sharegpt",
+            "ranking": True,
+            "columns": LLAMA_FACTORY_COLUMNS,
+        }
+        for file in files
+    }
+    return info | entries
+
+
+def _replace_json(path: Path, value: dict[str, Any]) -> None:
+    _partial(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(_partial(path), path)
