@@ -41,6 +41,13 @@ def publish_curves(name: str, picture: Path) -> None:
     create_markdown_artifact(curves_page(name, picture), artifact_key(name, "curves"), "Training curves")
 
 
+def publish_drift(name: str, diffs: Sequence[dict[str, Any]], refused: str = "") -> None:
+    """How the rows of each stage differ from those they replaced; why they did not, where they were `refused`."""
+    if diffs:
+        page = drift_page(name, diffs, refused)
+        create_markdown_artifact(page, artifact_key(name, "drift"), "Difference from the run before")
+
+
 def stages_page(name: str, reports: Sequence[dict[str, Any]]) -> str:
     rows = (
         (
@@ -55,7 +62,13 @@ def stages_page(name: str, reports: Sequence[dict[str, Any]]) -> str:
         for report in reports
     )
     head = ("stage", "rows in", "rows out", "dropped", "took", "content", "written to")
-    return f"# {escape(name)}\n\n{_table(head, rows)}\n"
+    links = ", ".join(f"[{escape(report['stage'])}]({_report_address(report['path'])})" for report in reports)
+    return f"# {escape(name)}\n\n{_table(head, rows)}\n\nReports, on the machine of the run: {links}\n"
+
+
+def _report_address(folder: str) -> str:
+    """Percent-encoded, so that no folder's name can end the link."""
+    return (Path(folder).absolute() / "report.html").as_uri()
 
 
 def evaluation_page(name: str, model: dict[str, Any], evaluation: dict[str, Any]) -> str:
@@ -71,6 +84,28 @@ def evaluation_page(name: str, model: dict[str, Any], evaluation: dict[str, Any]
     )
     metrics = _table((f"{result['pairs']:,} held-out pairs", "before", "after"), rows)
     return f"# {escape(name)}\n\n{metrics}\n\n{_table(('', 'written to', 'content'), places)}\n"
+
+
+def drift_page(name: str, diffs: Sequence[dict[str, Any]], refused: str = "") -> str:
+    parts = (f"# {escape(name)}", *filter(None, [escape(refused)]), *map(_drift_section, diffs))
+    return "\n\n".join(parts) + "\n"
+
+
+def _drift_section(diff: dict[str, Any]) -> str:
+    counts = [(what, f"{diff[f'rows_{what}']:,}", "") for what in ("same", "changed")]
+    moves = [
+        (what, f"{move['rows']:,}", f"dropped by {move['step']}: {move['reason']}" if move["step"] else "not there")
+        for what in ("out", "in")
+        for move in diff[f"why_{what}"]
+    ]
+    shifts = [(shift["column"], f"{shift['distance']:.3f}") for shift in diff["shifts"]]
+    parts = (
+        f"## {escape(diff['new']['stage'])}",
+        _table(("rows", "number", "in the other version"), counts + moves),
+        _table(("column", "moved by"), shifts),
+        "\n".join(f"- {escape(line)}" for line in diff["settings"]),
+    )
+    return "\n\n".join(parts)
 
 
 def curves_page(name: str, picture: Path) -> str:

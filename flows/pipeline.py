@@ -13,11 +13,12 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import Task
 
-from flows.artifacts import publish_curves, publish_evaluation, publish_stages
+from flows.artifacts import publish_curves, publish_drift, publish_evaluation, publish_stages
 from flows.logs import log_progress, show_stage_logs
 from flows.network import retry_on_network_fault
 from orpo_data.errors import UsageError
 from pipelines import stages
+from pipelines.drift import DriftError
 from pipelines.layout import Layout
 from pipelines.recipe import Recipe
 
@@ -155,6 +156,18 @@ def _read(recipe: str, overrides: list[str] | None, output: str | None) -> tuple
 
 
 def _prepare(settings: Recipe, place: Layout) -> list[Report]:
+    """Every data stage, and what they did on Prefect's pages; a stage that drifted too far shows how."""
+    try:
+        reports = _run_stages(settings, place)
+    except DriftError as error:
+        publish_drift(settings.name, [error.diff], str(error))
+        raise
+    publish_stages(settings.name, reports)
+    publish_drift(settings.name, [report["diff"] for report in reports if report["diff"]])
+    return reports
+
+
+def _run_stages(settings: Recipe, place: Layout) -> list[Report]:
     recipe = settings.resolved()
     labels = [source.label for source in settings.sources]
     running = [ingest.submit(label, recipe, str(place.ingest(label))) for label in labels]
@@ -163,9 +176,7 @@ def _prepare(settings: Recipe, place: Layout) -> list[Report]:
     cleaned = clean(binarized, recipe, str(place.clean))
     parted = split(cleaned, recipe, str(place.split))
     tokenized = tokenize(parted, recipe, str(place.tokenize))
-    reports = [*ingested, binarized, cleaned, parted, tokenized]
-    publish_stages(settings.name, reports)
-    return reports
+    return [*ingested, binarized, cleaned, parted, tokenized]
 
 
 def _train(settings: Recipe, place: Layout) -> dict[str, Report]:

@@ -1,10 +1,11 @@
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flows.artifacts import LARGEST_PICTURE, artifact_key, curves_page, escape, evaluation_page, stages_page
+from flows.artifacts import LARGEST_PICTURE, artifact_key, curves_page, drift_page, escape, evaluation_page, stages_page
 
 REPORT = {
     "stage": "clean",
@@ -37,13 +38,46 @@ def test_escaped_text_is_one_line_without_markup(text):
 
 
 def test_the_page_of_the_stages():
-    changed = REPORT | {"ran": False, "dropped": {}, "stage": "a|b"}
+    changed = REPORT | {"ran": False, "dropped": {}, "stage": "a|b", "path": "/runs/x) [y/clean"}
     assert stages_page("run <1>", [REPORT, changed]) == (
         "# run &lt;1&gt;\n\n"
         "| stage | rows in | rows out | dropped | took | content | written to |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
         "| clean | 1,234 | 1,231 | 3 empty\\_turn | 1.2 s | 0123456789ab | runs/x/clean |\n"
-        "| a\\|b | 1,234 | 1,231 |  | unchanged | 0123456789ab | runs/x/clean |\n"
+        "| a\\|b | 1,234 | 1,231 |  | unchanged | 0123456789ab | /runs/x) \\[y/clean |\n\n"
+        f"Reports, on the machine of the run: [clean](file://{Path.cwd()}/runs/x/clean/report.html), "
+        "[a\\|b](file:///runs/x%29%20%5By/clean/report.html)\n"
+    )
+
+
+def test_the_page_of_a_difference():
+    diff = {
+        "new": {"stage": "clean"},
+        "rows_same": 1900,
+        "rows_changed": 3,
+        "why_out": [
+            {"step": "clean", "reason": "tie", "rows": 20},
+            {"step": None, "reason": None, "rows": 4},
+        ],
+        "why_in": [{"step": "dedup", "reason": "near_duplicate", "rows": 1}],
+        "shifts": [{"column": "margin", "distance": 0.25}],
+        "settings": ["clean.ties: keep -> drop"],
+    }
+    assert drift_page("run <1>", [diff], "too | far") == (
+        "# run &lt;1&gt;\n\n"
+        "too \\| far\n\n"
+        "## clean\n\n"
+        "| rows | number | in the other version |\n"
+        "| --- | --- | --- |\n"
+        "| same | 1,900 |  |\n"
+        "| changed | 3 |  |\n"
+        "| out | 20 | dropped by clean: tie |\n"
+        "| out | 4 | not there |\n"
+        "| in | 1 | dropped by dedup: near\\_duplicate |\n\n"
+        "| column | moved by |\n"
+        "| --- | --- |\n"
+        "| margin | 0.250 |\n\n"
+        "- clean.ties: keep -&gt; drop\n"
     )
 
 

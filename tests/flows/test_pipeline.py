@@ -1,8 +1,11 @@
+import json
+
 import pytest
 import yaml
 
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
+from pipelines.drift import DriftError
 from pipelines.layout import Layout
 from pipelines.recipe import Recipe
 
@@ -44,7 +47,19 @@ def test_the_flow_writes_the_bytes_of_the_bare_stages(prepared_by_flow, prepared
 
 def test_results_are_paths_digests_and_counts(prepared_by_flow):
     result, _ = prepared_by_flow
-    names = ["content_hash", "dropped", "fingerprint", "path", "ran", "rows_in", "rows_out", "seconds", "stage", "why"]
+    names = [
+        "content_hash",
+        "diff",
+        "dropped",
+        "fingerprint",
+        "path",
+        "ran",
+        "rows_in",
+        "rows_out",
+        "seconds",
+        "stage",
+        "why",
+    ]
     for report in result["stages"]:
         assert sorted(report) == names
         assert all(isinstance(report[name], str | int | float | dict) for name in names)
@@ -172,6 +187,63 @@ def test_the_flow_trains_and_evaluates_in_the_runs_folders(recipe_file, tmp_path
     assert "| nll | 2.5000 | 2.2500 |" in shown["both-evaluation"].data
     assert "(data:image/png;base64,iVBORyB0aW55)" in shown["both-curves"].data
     assert not any("secret" in str(artifact.data) for artifact in shown.values())
+
+
+# --- drift -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nightly(recipe_file, own_raw_data, tmp_path):
+    """A night's run over raw files of its own, with a `drift` section."""
+    from flows.pipeline import run_flow
+
+    sources = f"sources=[{{dataset: hh-rlhf, path: '{own_raw_data / 'hh'}'}}]"
+
+    def run(*overrides):
+        return run_flow(recipe_file(sources, "drift={}", *overrides), output=str(tmp_path / "run"))
+
+    return run
+
+
+def test_a_night_of_little_news_passes_and_shows_its_difference(nightly, own_raw_data):
+    first = nightly("name=calm")
+    assert not any(report["diff"] for report in first["stages"])
+    assert "calm-drift" not in artifacts()
+    with (own_raw_data / "hh/train.jsonl").open("a") as file:
+        pair = {"chosen": "\n\nHuman: New?\n\nAssistant: Yes, new.", "rejected": "\n\nHuman: New?\n\nAssistant: No."}
+        file.write(json.dumps(pair) + "\n")
+    second = nightly("name=calm")
+    assert [report["diff"]["rows_in"] for report in second["stages"]] == [1] * 5
+    assert "| in | 1 | not there |" in artifacts()["calm-drift"].data
+
+
+def test_a_night_that_loses_rows_fails_and_leaves_everything_as_it_was(nightly, own_raw_data, tmp_path):
+    nightly("name=storm")
+    (tmp_path / "run/model").mkdir()
+    (tmp_path / "run/model/model.safetensors").write_bytes(b"trained last night")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    file = own_raw_data / "hh/train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[10:]))
+    for _ in range(2):  # the night after, too
+        with pytest.raises(
+            DriftError, match=r"^ingest: too far .*: 21\.3% of the rows are gone \(drift\.max_rows_lost is 5\.0%\)"
+        ):
+            nightly("name=storm", "train={model: base}")
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+    page = artifacts()["storm-drift"].data
+    assert "| out | 10 | not there |" in page
+    assert "(drift.max\\_rows\\_lost is 5.0%)" in page
+    assert "## ingest" in page
+
+
+def test_the_new_rows_are_accepted_when_asked(nightly, own_raw_data):
+    nightly("name=accept")
+    file = own_raw_data / "hh/train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[10:]))
+    result = nightly("name=accept", "drift=null")
+    assert [report["ran"] for report in result["stages"]] == [True] * 5
+    again = nightly("name=accept")
+    assert not any(report["ran"] for report in again["stages"])
 
 
 def test_a_resolved_recipe_is_read_back_as_it_was(make_recipe):
