@@ -1,234 +1,151 @@
-"""Pages for people: the card and the report of a dataset folder, and the page of an evaluation."""
+"""The pages of a dataset folder: README.md, its card, and report.html, which answers by itself what came in, what was
+dropped and why, what a row looks like, and what may be wrong with it.
+
+What stands on them is found by the modules of orpo_data.pages, one a part.
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.compute as pc
-import yaml
 
 from orpo_data.manifest import Manifest
-from orpo_data.report_page import Histogram, Numbers, length_histogram, margin_histogram, render
-from orpo_data.schema import RATED, TOKENIZED
-from orpo_data.shards import open_shard
+from orpo_data.pages import samples
+from orpo_data.pages.card import card
+from orpo_data.pages.chain import Stage, raw_rows, read_chain, title
+from orpo_data.pages.charts import Histogram, Numbers, length_histogram, value_histogram
+from orpo_data.pages.flow import flow
+from orpo_data.pages.glossary import COLUMNS, MEANINGS, STEPS
+from orpo_data.pages.limits import known_limits
+from orpo_data.pages.measures import KINDS, Measures, measure
+from orpo_data.pages.render import render
+from orpo_data.pages.rows import Row, Rows, read_dropped, read_input_rows, read_rows
 
-SAMPLES = 5
-SAMPLES_PER_REASON = 2
-ORIGIN_FIELDS = {"id", "source", "source_file", "source_row", "subset"}  # shown beside a dropped row, not in it
-
-KINDS = {
-    "rated": "Prompts, each with several rated answers.",
-    "pairs": "Preference pairs: a prompt, a better and a worse answer, as messages.",
-    "tokenized": "Preference pairs as token ids, ready for training: each side is prompt and answer in one sequence.",
-}
-
-METRICS = {  # name -> label, what it is, and whether more (+1) or less (-1) is better
-    "pair_accuracy": ("Pair accuracy", "share of pairs whose chosen answer has the higher log probability", 1),
-    "margin": ("Margin", "mean of log P(chosen) - log P(rejected)", 1),
-    "log_odds_ratio": ("Log odds ratio", "mean of log odds(chosen) - log odds(rejected)", 1),
-    "nll": ("NLL", "negative log-likelihood of the chosen answer", -1),
-    "logps_chosen": ("log P(chosen)", "log probability of a token of the chosen answer, mean over the pairs", 1),
-    "logps_rejected": ("log P(rejected)", "log probability of a token of the rejected answer, mean over the pairs", 0),
-}
-HEADLINES = ("Pair accuracy", "Log odds ratio")
+MOST_MODELS = 20
+MOST_SCORED_SOURCES = 4
 
 
 def write_pages(folder: Path, manifest: Manifest) -> None:
     """Write README.md and report.html into a dataset folder whose shards are closed but whose manifest is not there."""
-    first = open_shard(folder / manifest.shards[0].path)
-    kind = _kind(first.schema)
-    title = f"{manifest.recipe.get('name', 'dataset')}: {manifest.stage}"
-    shared = {"manifest": manifest, "title": title, "about": KINDS[kind], "columns": first.schema.names}
-    card = render("README.md.jinja", front_matter=_front_matter(manifest), **shared)
-    lengths, sources = _measure(folder, manifest, kind)
-    report = render(
+    chain, measures = read_chain(folder, manifest), measure(folder, manifest)
+    (folder / "README.md").write_bytes(card(chain, measures).encode())
+    (folder / "report.html").write_bytes(report(folder, chain, measures).encode())
+
+
+def report(folder: Path, chain: list[Stage], measures: Measures) -> str:
+    """report.html of the last dataset of the chain, which lies in `folder`."""
+    manifest = chain[-1].manifest
+    rows, dropped = read_rows(folder, manifest), read_dropped(folder, manifest)
+    source = read_input_rows(folder, manifest)
+    groups = list(_groups(rows, measures))
+    return render(
         "report.html.jinja",
-        kind=kind,
-        branches=[(source, list(steps)) for source, steps in groupby(manifest.steps, key=lambda step: step.source)],
-        most_rows=max(manifest.rows_in, 1, *(step.rows_in + step.expanded for step in manifest.steps)),
-        charts=_length_charts(lengths),
-        unit="tokens" if kind == "tokenized" else "characters",
-        sources=sources,
-        samples=list(_samples(folder, manifest)),
-        dropped=_dropped_samples(folder, manifest),
-        **shared,
+        title=title(manifest),
+        about=KINDS[measures.kind],
+        manifest=manifest,
+        chain=chain,
+        raw_rows=raw_rows(chain),
+        lost=sum(sum(stage.manifest.drop_reasons.values()) for stage in chain),
+        measures=measures,
+        flow=flow(chain),
+        dropped=samples.dropped_rows(dropped, manifest.drop_reasons, rows),
+        overlaps=samples.overlaps(dropped),
+        contaminated=sum(n for reason, n in manifest.drop_reasons.items() if reason.startswith(samples.CONTAMINATED)),
+        limits=known_limits(chain, measures),
+        flags=samples.flagged_rows(rows, {rule: measures.flagged_at[rule] for rule in measures.flagged}),
+        schema=[(field.name, str(field.type), COLUMNS.get(field.name, "")) for field in measures.schema],
+        groups=groups,
+        texts=samples.texts_of(source, groups[0].rows) if measures.kind == "tokenized" else {},
+        changes=samples.changed_rows(rows, source) if any(step.changed for step in manifest.steps) else [],
+        charts=list(_charts(measures)),
+        models=_models(measures),
+        step_meanings=STEPS,
+        meanings=MEANINGS,
     )
-    for name, text in (("README.md", card), ("report.html", report)):
-        (folder / name).write_bytes(text.encode())
-
-
-def _kind(schema: pa.Schema) -> str:
-    return {tuple(RATED.names): "rated", tuple(TOKENIZED.names): "tokenized"}.get(tuple(schema.names), "pairs")
-
-
-def _front_matter(manifest: Manifest) -> str:
-    """The card's YAML, by which the Hugging Face hub finds and sizes the data."""
-    files = [{"split": name, "path": f"{name}/data-*.arrow"} for name in manifest.splits]
-    power = next((n for n in range(3, 9) if manifest.rows < 10**n), 9)
-    names = {3: "1K", 4: "10K", 5: "100K", 6: "1M", 7: "10M", 8: "100M", 9: "1B"}
-    card = {
-        "tags": ["preference", "orpo"],
-        "size_categories": ["n<1K" if power == 3 else f"{names[power - 1]}<n<{names[power]}"],
-        "configs": [{"config_name": "default", "data_files": files or [{"split": "train", "path": "data-*.arrow"}]}],
-    }
-    return yaml.safe_dump(card, sort_keys=False)
-
-
-def _measure(folder: Path, manifest: Manifest, kind: str) -> tuple[dict[str, Numbers], dict[str, Counter[str | None]]]:
-    """Over all shards: lengths by part of a row, and rows by source and split."""
-    parts: dict[str, list[Numbers]] = {}
-    rows: dict[str, Counter[str | None]] = {}
-    for shard in manifest.shards:
-        table = open_shard(folder / shard.path)
-        for entry in pc.value_counts(table["source"]).to_pylist():
-            rows.setdefault(entry["values"], Counter())[shard.split] += entry["counts"]
-        for batch in table.to_batches():
-            for name, lengths in _LENGTHS[kind](batch).items():
-                parts.setdefault(name, []).append(lengths)
-    return {name: np.concatenate(lengths) for name, lengths in parts.items()}, rows
-
-
-def _rated_lengths(batch: pa.RecordBatch) -> dict[str, Numbers]:
-    answers = batch["completions"].flatten().field("response")
-    return {"prompt": _characters(batch["prompt"]), "answers": pc.utf8_length(answers.drop_null()).to_numpy()}
-
-
-def _pair_lengths(batch: pa.RecordBatch) -> dict[str, Numbers]:
-    return {name: _characters(batch[name]) for name in ("prompt", "chosen", "rejected")}
-
-
-def _token_lengths(batch: pa.RecordBatch) -> dict[str, Numbers]:
-    prompt = batch["prompt_len"]
-    sides = {side: pc.list_value_length(batch[f"{side}_input_ids"]) for side in ("chosen", "rejected")}
-    answers = {side: pc.subtract(length, prompt).to_numpy() for side, length in sides.items()}
-    return {"prompt": prompt.to_numpy(), **answers}
-
-
-_LENGTHS = {"rated": _rated_lengths, "pairs": _pair_lengths, "tokenized": _token_lengths}
-
-
-def _characters(conversations: pa.ListArray) -> Numbers:
-    """Characters of each conversation, its messages together; [rows]."""
-    lengths = pc.utf8_length(conversations.values.field("content")).fill_null(pa.scalar(0, pa.int32())).to_numpy()
-    before = np.concatenate([[0], np.cumsum(lengths)])
-    return np.diff(before[conversations.offsets.to_numpy()])
-
-
-def _length_charts(lengths: dict[str, Numbers]) -> list[Histogram]:
-    """The prompt by itself; the two sides in one chart, since their difference is what a model may learn instead."""
-    prompt = {name: values for name, values in lengths.items() if name == "prompt"}
-    answers = {name: values for name, values in lengths.items() if name != "prompt"}
-    charts = [length_histogram(series) for series in (prompt, answers) if series]
-    return [chart for chart in charts if chart]
-
-
-def _samples(folder: Path, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """The first rows of the dataset; of token ids only how many there are."""
-    left = SAMPLES
-    for shard in manifest.shards:
-        for row in open_shard(folder / shard.path).slice(0, left).to_pylist():
-            left -= 1
-            yield {name: len(value) if name.endswith("_input_ids") else value for name, value in row.items()}
-
-
-def _dropped_samples(folder: Path, manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
-    """The first dropped rows of each reason, the most frequent reason first."""
-    samples: dict[str, list[dict[str, Any]]] = {reason: [] for reason in manifest.drop_reasons}
-    for shard in manifest.dropped:
-        table = open_shard(folder / shard.path)
-        for reason, rows in samples.items():
-            left = SAMPLES_PER_REASON - len(rows)
-            found = pc.indices_nonzero(pc.equal(table["reason"], reason))[:left] if left else []
-            rows += [table.slice(at.as_py(), 1).to_pylist()[0] for at in found]
-    return {reason: [{**row, "fields": _fields(row["row"])} for row in rows] for reason, rows in samples.items()}
-
-
-def _fields(text: str) -> dict[str, str]:
-    """What a dropped row held, by column; the text as it is when it is no JSON object."""
-    try:
-        row = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict):
-        return {"record": text}
-    return {name: _as_text(value) for name, value in row.items() if value is not None and name not in ORIGIN_FIELDS}
-
-
-def _as_text(value: Any) -> str:
-    """A conversation as lines `role: content`, token ids as their number; anything else as JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):
-        return "\n".join(f"{turn.get('role')}: {turn['content']}" for turn in value)
-    if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
-        return f"{len(value):,} ids"
-    return orjson.dumps(value).decode()
 
 
 @dataclass(frozen=True)
-class _MetricRow:
-    label: str
-    meaning: str
-    before: float | None
-    after: float
-    direction: int  # +1 more is better, -1 less is better, 0 neither
-    percent: bool
+class Group:
+    """Rows that are shown for the same reason."""
+
+    title: str
+    rows: list[Row]
+
+
+def _groups(rows: Rows, measures: Measures) -> Iterator[Group]:
+    """A random choice first, then rows that stand out."""
+    yield Group("A random choice", samples.random_rows(rows))
+    extremes = {
+        "Labels most in doubt": ("label_noise", True),
+        "Smallest margins": ("margin", False),
+        "Longest prompts": ("prompt_characters", True),
+    }
+    for name, (column, highest) in extremes.items():
+        if measures.kind == "pairs" and len(measures.finite(column)):
+            yield Group(name, samples.extreme_rows(rows, measures.numbers[column], highest=highest))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with its heading, and the digits that its figures need."""
+
+    caption: str
+    histogram: Histogram
+    digits: int = 0
+
+
+def _charts(measures: Measures) -> Iterator[Chart]:
+    """Lengths, then scores and margins of each source in its own unit, then how doubtful the labels are."""
+    unit = "tokens" if measures.kind == "tokenized" else "characters"
+    lengths = {name: measures.numbers.get(f"{name}_{unit}") for name in ("prompt", "chosen", "rejected")}
+    answers = {"answers": measures.numbers.get("answer_characters")} if measures.kind == "rated" else lengths
+    # the two sides in one chart: their difference is what a model may learn instead of the preference
+    for series in ({"prompt": lengths["prompt"]}, {name: answers[name] for name in answers if name != "prompt"}):
+        known = {name: values for name, values in series.items() if values is not None}
+        if known and (chart := length_histogram(known)):
+            yield Chart(f"Rows by {unit} of the {' and '.join(known)} (logarithmic axis)", chart)
+    yield from _score_charts(measures)
+    noise = measures.finite("label_noise")
+    if len(noise) and (chart := value_histogram({"label_noise": noise})):
+        yield Chart("Rows by label_noise: 0 nothing speaks against the label, 1 everything does", chart, 2)
+
+
+def _score_charts(measures: Measures) -> Iterator[Chart]:
+    if "score_chosen" not in measures.numbers:
+        return
+    sources = np.array(measures.sources)
+    for source in list(measures.by_source())[:MOST_SCORED_SOURCES]:
+        own: dict[str, Numbers] = {
+            name: measures.numbers[name][sources == source] for name in ("score_chosen", "score_rejected", "margin")
+        }
+        if not np.isfinite(own["margin"]).any():
+            continue
+        sides = {side: own[f"score_{side}"] for side in ("chosen", "rejected")}
+        for caption, series in ((f"Scores in {source}", sides), (f"Margins in {source}", {"margin": own["margin"]})):
+            finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+            if chart := value_histogram(finite):
+                yield Chart(f"{caption}, in the source's unit", chart, 2)
+
+
+@dataclass(frozen=True)
+class Model:
+    """How often a model's answers stand on each side."""
+
+    name: str
+    chosen: int
+    rejected: int
+    answers: int
 
     @property
-    def change(self) -> float | None:
-        return None if self.before is None else self.after - self.before
-
-    @property
-    def verdict(self) -> str:
-        gain = self.direction * (self.change or 0.0)
-        return "better" if gain > 0 else "worse" if gain < 0 else ""
-
-    def text(self, value: float | None, sign: str = "") -> str:
-        if value is None:
-            return "-"
-        if self.percent:
-            return f"{100 * value:{sign}.1f} {'points' if sign else '%'}"
-        return f"{value:{sign}.4f}"
+    def rows(self) -> int:
+        return self.chosen + self.rejected + self.answers
 
 
-def evaluation_page(result: Mapping[str, Any]) -> str:
-    """An evaluation as one self-contained HTML page.
-
-    `result` has model, base_model (or None), dataset and pairs; `before` (or None) and `after`, each metric -> value;
-    `per_pair` with before_margin (or None) and after_margin, the log odds of chosen over rejected for each pair; and
-    `samples` of prompt, chosen, before (or None) and after.
-    """
-    before, after = result["per_pair"].get("before_margin"), result["per_pair"]["after_margin"]
-    metrics = [_metric_row(name, result) for name in _metric_names(result["after"])]
-    return render(
-        "evaluation.html.jinja",
-        title=f"Evaluation of {result['model']}",
-        result=result,
-        metrics=metrics,
-        headlines=[(metric.label, metric.text(metric.after)) for metric in metrics if metric.label in HEADLINES],
-        chart_data=margin_histogram({"after": after} if before is None else {"before": before, "after": after}),
-        flips=_flips(before, after) if before is not None else None,
-    )
-
-
-def _metric_names(metrics: Mapping[str, float]) -> list[str]:
-    known = [name for name in METRICS if name in metrics]
-    return known + [name for name in metrics if name not in METRICS]
-
-
-def _metric_row(name: str, result: Mapping[str, Any]) -> _MetricRow:
-    label, meaning, direction = METRICS.get(name, (name, "", 0))
-    before = (result["before"] or {}).get(name)
-    return _MetricRow(label, meaning, before, result["after"][name], direction, percent=name == "pair_accuracy")
-
-
-def _flips(before: list[float], after: list[float]) -> dict[str, int]:
-    """Pairs whose preferred side changed."""
-    was, now = np.asarray(before, dtype=float) > 0, np.asarray(after, dtype=float) > 0
-    return {"won": int((~was & now).sum()), "lost": int((was & ~now).sum())}
+def _models(measures: Measures) -> list[Model]:
+    """The models with the most answers first."""
+    sides = [measures.models.get(side, Counter()) for side in ("chosen", "rejected", "answers")]
+    names = {name for side in sides for name in side}
+    found = [Model(name, *(side[name] for side in sides)) for name in names]
+    return sorted(found, key=lambda model: (-model.rows, model.name))[:MOST_MODELS]

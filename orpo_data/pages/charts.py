@@ -1,26 +1,15 @@
-"""How pages for people are drawn: templates that escape everything, and charts as plain SVG.
+"""Distributions as plain SVG: staircases over shared bins."""
 
-The pages hold no script and load nothing. The same figures give the same bytes.
-"""
-
-import html
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
 
-PAGES = Path(__file__).parent / "pages"
 CHART_WIDTH, CHART_HEIGHT = 520, 130
 BINS = 40
-ELLIPSIS = "…"
 
 Numbers = npt.NDArray[Any]
 
@@ -51,7 +40,7 @@ def length_histogram(series: Mapping[str, Numbers]) -> Histogram | None:
     return _draw(series, edges, [(mark, f"{mark:,}") for mark in inside or sorted({low, high - 1})], np.log1p)
 
 
-def margin_histogram(series: Mapping[str, Sequence[float | None]]) -> Histogram | None:
+def value_histogram(series: Mapping[str, Sequence[float | None] | Numbers]) -> Histogram | None:
     """Real numbers over a linear axis with 0 between two bins; None if none is finite."""
     everything = {name: np.asarray(values, dtype=float) for name, values in series.items()}
     finite = {name: values[np.isfinite(values)] for name, values in everything.items()}
@@ -106,41 +95,3 @@ def _outline(edges: Numbers, heights: Numbers) -> str:
 def _summary(values: Numbers) -> dict[str, float]:
     median, high = np.percentile(values, [50, 95])
     return {"median": float(median), "95 %": float(high), "max": float(values.max())}
-
-
-def shorten(text: object, limit: int) -> str:
-    """At most `limit` characters of a text, its beginning and its end: a transcript's last turn matters most."""
-    whole = str(text)
-    if len(whole) <= limit:
-        return whole
-    half = limit // 2
-    return f"{whole[:half]} {ELLIPSIS} ({len(whole) - 2 * half:,} characters left out) {ELLIPSIS} {whole[-half:]}"
-
-
-def markdown(text: object) -> Markup:
-    """A text as one line of Markdown, in a table too, that means nothing but itself."""
-    line = html.escape(" ".join(str(text).split()), quote=False).replace("|", "&#124;")
-    return Markup(re.sub(r"([\\`*_\[\]~$])", r"\\\1", line))
-
-
-def _thousands(number: float, digits: int = 0) -> str:
-    return f"{number:,.{digits}f}"
-
-
-def render(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(**values)
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"thousands": _thousands, "shorten": shorten, "markdown": markdown}
-    environment.globals |= {"chart_width": CHART_WIDTH, "chart_height": CHART_HEIGHT}
-    return environment

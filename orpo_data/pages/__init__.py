@@ -1,0 +1,1 @@
+"""What the pages of a dataset are made of: figures, pictures, samples, words for them, and the templates."""

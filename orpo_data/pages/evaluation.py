@@ -1,0 +1,83 @@
+"""The page of an evaluation: a model on held-out pairs, before and after training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orpo_data.pages.charts import value_histogram
+from orpo_data.pages.render import render
+
+METRICS = {  # name -> label, what it is, and whether more (+1) or less (-1) is better
+    "pair_accuracy": ("Pair accuracy", "share of pairs whose chosen answer has the higher log probability", 1),
+    "margin": ("Margin", "mean of log P(chosen) - log P(rejected)", 1),
+    "log_odds_ratio": ("Log odds ratio", "mean of log odds(chosen) - log odds(rejected)", 1),
+    "nll": ("NLL", "negative log-likelihood of the chosen answer", -1),
+    "logps_chosen": ("log P(chosen)", "log probability of a token of the chosen answer, mean over the pairs", 1),
+    "logps_rejected": ("log P(rejected)", "log probability of a token of the rejected answer, mean over the pairs", 0),
+}
+HEADLINES = ("Pair accuracy", "Log odds ratio")
+
+
+@dataclass(frozen=True)
+class _MetricRow:
+    label: str
+    meaning: str
+    before: float | None
+    after: float
+    direction: int  # +1 more is better, -1 less is better, 0 neither
+    percent: bool
+
+    @property
+    def change(self) -> float | None:
+        return None if self.before is None else self.after - self.before
+
+    @property
+    def verdict(self) -> str:
+        gain = self.direction * (self.change or 0.0)
+        return "better" if gain > 0 else "worse" if gain < 0 else ""
+
+    def text(self, value: float | None, sign: str = "") -> str:
+        if value is None:
+            return "-"
+        if self.percent:
+            return f"{100 * value:{sign}.1f} {'points' if sign else '%'}"
+        return f"{value:{sign}.4f}"
+
+
+def evaluation_page(result: Mapping[str, Any]) -> str:
+    """An evaluation as one self-contained HTML page.
+
+    `result` has model, base_model (or None), dataset and pairs; `before` (or None) and `after`, each metric -> value;
+    `per_pair` with before_margin (or None) and after_margin, the log odds of chosen over rejected for each pair; and
+    `samples` of prompt, chosen, before (or None) and after.
+    """
+    before, after = result["per_pair"].get("before_margin"), result["per_pair"]["after_margin"]
+    metrics = [_metric_row(name, result) for name in _metric_names(result["after"])]
+    return render(
+        "evaluation.html.jinja",
+        title=f"Evaluation of {result['model']}",
+        result=result,
+        metrics=metrics,
+        headlines=[(metric.label, metric.text(metric.after)) for metric in metrics if metric.label in HEADLINES],
+        chart_data=value_histogram({"after": after} if before is None else {"before": before, "after": after}),
+        flips=_flips(before, after) if before is not None else None,
+    )
+
+
+def _metric_names(metrics: Mapping[str, float]) -> list[str]:
+    known = [name for name in METRICS if name in metrics]
+    return known + [name for name in metrics if name not in METRICS]
+
+
+def _metric_row(name: str, result: Mapping[str, Any]) -> _MetricRow:
+    label, meaning, direction = METRICS.get(name, (name, "", 0))
+    before = (result["before"] or {}).get(name)
+    return _MetricRow(label, meaning, before, result["after"][name], direction, percent=name == "pair_accuracy")
+
+
+def _flips(before: list[float], after: list[float]) -> dict[str, int]:
+    """Pairs whose preferred side changed."""
+    was, now = np.asarray(before, dtype=float) > 0, np.asarray(after, dtype=float) > 0
+    return {"won": int((~was & now).sum()), "lost": int((was & ~now).sum())}

@@ -1,0 +1,71 @@
+"""The rows of a dataset, of which pages show a few: small columns in memory, texts read only for the rows shown."""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from orpo_data.manifest import Manifest
+from orpo_data.pages.chain import read_input
+from orpo_data.shards import open_shard
+
+ORIGIN_COLUMNS = ("source", "source_file", "source_row")
+SMALL_COLUMNS = ("id", "reason", *ORIGIN_COLUMNS)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`keys` has the small columns of every row and its place, `at`; `tables` are the memory-mapped shards."""
+
+    keys: pl.DataFrame
+    tables: list[pa.Table]
+    splits: list[str | None]
+
+    @property
+    def columns(self) -> list[str]:
+        names: list[str] = self.tables[0].schema.names
+        return names
+
+    def take(self, places: Iterable[int]) -> list[Row]:
+        """Whole rows, with their split."""
+        starts = list(accumulate((len(table) for table in self.tables), initial=0))
+        found = []
+        for place in places:
+            shard = bisect_right(starts, place) - 1
+            row = self.tables[shard].slice(place - starts[shard], 1).to_pylist()[0]
+            found.append(row | {"split": self.splits[shard]})
+        return found
+
+
+def read_rows(folder: Path, manifest: Manifest) -> Rows:
+    """The kept rows of a dataset."""
+    return _rows([(shard.split, open_shard(folder / shard.path)) for shard in manifest.shards])
+
+
+def read_dropped(folder: Path, manifest: Manifest) -> Rows:
+    """The rows that a stage turned away."""
+    return _rows([(None, open_shard(folder / shard.path)) for shard in manifest.dropped])
+
+
+def read_input_rows(folder: Path, manifest: Manifest) -> Rows | None:
+    """The rows of the one dataset that the stage read, if they still lie there as they were."""
+    if len(manifest.inputs) != 1:
+        return None
+    [item] = manifest.inputs
+    found = read_input(folder, item)
+    return read_rows(folder / item.path, found) if found and item.path else None
+
+
+def _rows(shards: list[tuple[str | None, pa.Table]]) -> Rows:
+    tables = [table for _, table in shards]
+    small = [name for name in SMALL_COLUMNS if name in tables[0].schema.names]
+    keys = pl.from_arrow(pa.concat_tables([table.select(small) for table in tables]))
+    assert isinstance(keys, pl.DataFrame)
+    return Rows(keys.with_row_index("at"), tables, [split for split, _ in shards])
