@@ -39,6 +39,7 @@ DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="A data
 
 
 StageName = Literal["ingest", "binarize", "clean", "split", "tokenize"]
+ExportForm = Literal["axolotl", "llama-factory", "openai", "trl"]
 
 
 @app.callback()
@@ -75,6 +76,9 @@ def stage(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="The dataset folder to write.")
     ] = None,
     overrides: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of tokenize: print the lengths and what limits cut; write nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run one data stage. `ingest` writes, and `binarize` reads, one folder a source below DIR."""
@@ -82,9 +86,26 @@ def stage(
     from pipelines.preparation import run_one
 
     settings = read_recipe(recipe, overrides)
+    if dry_run:
+        _dry_run(name, settings, inputs, as_json)
+        return
     with stage_progress() as progress:
         reports = run_one(name, settings, default_output(settings), inputs, output, progress)
     show_reports(reports, as_json)
+
+
+def _dry_run(name: StageName, settings: "Recipe", inputs: Path | None, as_json: bool) -> None:
+    if name != "tokenize":
+        raise UsageError(f"--dry-run: is for the stage tokenize, not for {name}")
+    from pipelines.console import out, stage_progress
+    from pipelines.dry_run import length_tables, measure_lengths
+
+    with stage_progress() as progress:
+        report = measure_lengths(inputs or default_output(settings) / "split", settings, progress)
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        out.print(length_tables(report))
 
 
 @app.command()
@@ -164,6 +185,7 @@ def evaluate(
 def inspect(
     dataset: DatasetArgument,
     rows: Annotated[int, typer.Option(help="How many rows of each split to show.", min=0)] = 2,
+    full: Annotated[bool, typer.Option("--full", help="Show long texts whole.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Counts, lengths and sample rows; token ids are decoded with the loss mask shown."""
@@ -173,9 +195,29 @@ def inspect(
     if as_json:
         print(manifest.model_dump_json())
         return
-    from pipelines.console import print_dataset
+    from pipelines.inspection import print_dataset
 
-    print_dataset(dataset, manifest, rows)
+    print_dataset(dataset, manifest, rows, full)
+
+
+@app.command()
+def export(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of clean or split.")],
+    to: Annotated[ExportForm, typer.Option(help="Whose form.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write; by default FORM.jsonl.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write cleaned pairs as JSON lines in the form of another trainer, one file a split."""
+    from orpo_data.export import export as write_export
+
+    files = write_export(dataset, to, output or Path(f"{to}.jsonl"))
+    if as_json:
+        print(json.dumps([{"path": str(file.path), "split": file.split, "rows": file.rows} for file in files]))
+    else:
+        for file in files:
+            print(f"{file.path}: {file.rows:,} rows of {file.split}")
 
 
 @app.command()
@@ -199,17 +241,61 @@ def verify(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
 def lineage(
     dataset: DatasetArgument,
     row: Annotated[str | None, typer.Option(metavar="ID", help="A row's id, or its beginning.")] = None,
+    file: Annotated[str | None, typer.Option(metavar="NAME", help="A raw file: where every row of it ended.")] = None,
+    line: Annotated[int | None, typer.Option(help="A line of the file, counted from 1.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The chain back to the raw files; for one row its origin and every decision made on it."""
+    """The chain back to the raw files; for a row, or a line of a raw file, every decision made on it."""
     import orpo_data
-    from pipelines.console import lineage_json, print_lineage
+    from pipelines.traces import lineage_json, print_lineage
 
-    chain = orpo_data.lineage(dataset, row)
+    chain = orpo_data.lineage(dataset, row, file=file, line=line)
     if as_json:
         print(json.dumps(lineage_json(chain)))
     else:
         print_lineage(chain)
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A dataset folder.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Another version of it, the output of the same stage.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell two versions of a dataset apart: rows that came, went and changed, why, and how distributions moved."""
+    import orpo_data
+    from pipelines.traces import print_diff
+
+    found = orpo_data.diff(old, new)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        print_diff(found)
+
+
+@app.command()
+def push(
+    dataset: DatasetArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="PLACE", help="A hub id (name/dataset), a URL, or a folder (./there).")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Create the hub repository public; one that exists stays as it is.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a dataset with its card, report, parquet files and Croissant metadata; a damaged one is refused."""
+    import orpo_data
+
+    report = orpo_data.push(dataset, to, public=public)
+    if as_json:
+        print(json.dumps(vars(report)))
+        return
+    for name, size in report.files.items():
+        print(f"{size:>15,} bytes  {name}")
+    for name in report.removed:
+        print(f"{'removed':>21}  {name}")
+    print(f"{len(report.files)} files, {sum(report.files.values()) / 1e6:,.1f} MB in {report.target}")
 
 
 def read_recipe(recipe: str, overrides: list[str] | None) -> "Recipe":

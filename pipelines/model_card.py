@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from orpo_data.history import Node
+from orpo_data.chain import Node
 from orpo_data.manifest import Manifest
 
 CARD = """\

@@ -14,14 +14,21 @@ from pydantic_core import ErrorDetails
 
 from orpo_data.chat import Chat
 from orpo_data.errors import UsageError
+from orpo_data.sources import Diverging, check_settings
 from orpo_data.steps.binarize import Binarize
 from orpo_data.steps.chat_template import ChatTemplate
 from orpo_data.steps.clean import Clean
+from orpo_data.steps.decontaminate import Decontaminate, OverlapRules
+from orpo_data.steps.dedup import Dedup
+from orpo_data.steps.evaluation_sets import EvaluationSource, read_evaluation_set
+from orpo_data.steps.label_noise import LabelNoise
+from orpo_data.steps.normalise import Normalise
 from orpo_data.steps.split import Split
 from orpo_data.steps.step import Step
 from orpo_data.steps.tokenize import Tokenize
 from orpo_data.steps.truncate import Truncate
 from orpo_train.config import TrainConfig
+from pipelines.drift import DriftConfig
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -43,11 +50,48 @@ class SourceConfig(_Section):
     revision: str | None = Field(default=None, description="Commit on the hub.")
     files: str | None = Field(default=None, description="Glob of the files to read inside a folder or hub id.")
     columns: dict[str, str] = Field(default={}, description="Our column names to the file's, for `pairs`.")
+    diverges: Diverging = Field(
+        default="drop", description="Dialogues whose histories part early: drop them, or keep-common-prefix."
+    )
     weight: float = Field(default=1.0, gt=0, le=1, description="Share of the source's pairs that is kept.")
+    count: int | None = Field(
+        default=None, ge=1, description="Number of the source's pairs that is kept, instead of `weight`."
+    )
+
+    @model_validator(mode="after")
+    def _weight_or_count(self) -> Self:
+        if self.count and self.weight != 1:
+            raise ValueError(f"weight ({self.weight}) and count ({self.count}) cannot both be set: drop one")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_dataset(self) -> Self:
+        check_settings(self.dataset, self.columns, self.diverges)
+        return self
 
     @property
     def label(self) -> str:
         return self.name or self.dataset
+
+
+class DecontaminateConfig(_Section, OverlapRules):
+    """Which evaluation sets the pairs must not overlap with, and what counts as overlap."""
+
+    against: list[EvaluationSource] = Field(default=[], description="Evaluation sets: built-in names, or own ones.")
+
+    @model_validator(mode="after")
+    def _something_to_compare_with(self) -> Self:
+        names = [source.name for source in self.against]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"against: {doubled[0]!r} stands twice; give each its own `name`")
+        if not names and not self.subsets:
+            raise ValueError("nothing to compare with: name evaluation sets in `against`, or `subsets` to drop")
+        return self
+
+    def step(self) -> Decontaminate:
+        """The step, with the evaluation sets read (and fetched, if they are not here)."""
+        sets = [read_evaluation_set(source) for source in self.against]
+        return Decontaminate(sets=sets, **self.model_dump(exclude={"against"}))
 
 
 class TokenizeConfig(_Section):
@@ -95,17 +139,24 @@ class Recipe(_Section):
     name: str = Field(min_length=1, description="Name of the run, in lineage and dashboards.")
     sources: list[SourceConfig] = Field(min_length=1)
     binarize: Binarize = Binarize()
+    normalise: Normalise | None = None
     clean: Clean = Clean()
+    dedup: Dedup | None = None
+    decontaminate: DecontaminateConfig | None = None
+    label_noise: LabelNoise | None = None
     split: Split = Split()
     tokenize: TokenizeConfig
     train: TrainConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+    drift: DriftConfig | None = None
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
         labels = [source.label for source in self.sources]
         if doubled := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"sources: {doubled[0]!r} stands twice; give each its own `name`")
+        if unknown := sorted(self.split.eval_fractions.keys() - labels):
+            raise ValueError(f"split.eval_fractions: no source {unknown[0]!r}, there are {', '.join(labels)}")
         return self
 
     @classmethod

@@ -12,15 +12,16 @@ import pyarrow as pa
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Input, read_manifest
-from orpo_data.schema import PAIRS, TOKENIZED
+from orpo_data.schema import JUDGED, PAIRS, TOKENIZED
 from orpo_data.shards import iter_tables
 from orpo_data.sources import SOURCES, require_columns
 from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
 from orpo_data.stage import BATCH_ROWS, Batches, Branch, StageReport, dataset_input, run_stage
 from orpo_data.steps.parse import Parse
-from orpo_data.steps.sample import Sample
+from orpo_data.steps.sample import Sample, Take
 from orpo_data.steps.split import SPLITS
 from orpo_data.steps.step import AnyStep
+from pipelines.drift import reviewer
 from pipelines.recipe import Recipe, SourceConfig
 
 Progress = Callable[[str, int], None]
@@ -41,7 +42,7 @@ def ingest(
     branch = Branch(
         inputs=inputs,
         read=lambda rows: _read_raw(source, files, rows),
-        steps=[Parse(dataset=source.dataset, columns=source.columns)],
+        steps=[Parse(dataset=source.dataset, columns=source.columns, diverges=source.diverges)],
         source=source.label,
     )
     return _run("ingest", output, kind.schema, [branch], recipe, progress, batch_rows)
@@ -56,7 +57,9 @@ def binarize(
     branches = []
     for folder, source in zip(inputs, recipe.sources, strict=True):
         steps: list[AnyStep] = [] if SOURCES[source.dataset].schema == PAIRS else [recipe.binarize]
-        if source.weight < 1:
+        if source.count:
+            steps.append(Take(count=source.count, seed=recipe.binarize.seed, source=source.label))
+        elif source.weight < 1:
             steps.append(Sample(share=source.weight, seed=recipe.binarize.seed))
         branches.append(_dataset_branch(folder, output, steps, "ingest", source.label))
     return _run("binarize", output, PAIRS, branches, recipe, progress, batch_rows, seed=recipe.binarize.seed)
@@ -65,23 +68,25 @@ def binarize(
 def clean(
     inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
 ) -> StageReport:
-    """PAIRS to PAIRS that keep every structural rule."""
-    branch = _dataset_branch(inputs, output, [recipe.clean], "binarize")
-    return _run("clean", output, PAIRS, [branch], recipe, progress, batch_rows)
+    """PAIRS to JUDGED: what keeps every rule, and what the rules noticed."""
+    decontaminate = recipe.decontaminate.step() if recipe.decontaminate else None
+    steps = [step for step in (recipe.normalise, recipe.clean, recipe.dedup, decontaminate, recipe.label_noise) if step]
+    branch = _dataset_branch(inputs, output, steps, "binarize")
+    return _run("clean", output, JUDGED, [branch], recipe, progress, batch_rows)
 
 
 def split(
     inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
 ) -> StageReport:
-    """PAIRS to a train and an eval side that share no prompt."""
+    """JUDGED to a train and an eval side that share no prompt."""
     branch = _dataset_branch(inputs, output, [recipe.split], "clean")
-    return _run("split", output, PAIRS, [branch], recipe, progress, batch_rows, splits=SPLITS, seed=recipe.split.seed)
+    return _run("split", output, JUDGED, [branch], recipe, progress, batch_rows, splits=SPLITS, seed=recipe.split.seed)
 
 
 def tokenize(
     inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
 ) -> StageReport:
-    """PAIRS to TOKENIZED, split by split."""
+    """JUDGED to TOKENIZED, split by split."""
     settings = recipe.tokenize
     chat = Chat.load(settings.tokenizer, settings.chat_template, settings.revision)
     branch = _dataset_branch(inputs, output, settings.steps(chat), "split")
@@ -112,6 +117,7 @@ def _run(
         job=recipe.name,
         batch_rows=batch_rows,
         progress=lambda rows: progress(stage, rows),
+        review=reviewer(recipe.drift, output) if recipe.drift else None,
     )
 
 

@@ -161,11 +161,70 @@ def test_inspect_as_json_is_the_manifest(orpo, prepared):
     assert json.loads(done.out)["content_hash"] == read_manifest(prepared / "clean").content_hash
 
 
+def test_inspect_shows_long_texts_whole_when_asked(orpo, recipe_file, tmp_path):
+    folder = tmp_path / "raw-pairs"
+    folder.mkdir()
+    row = {"prompt": "Q?", "chosen": f"{'word ' * 500}MIDDLE {'word ' * 500}", "rejected": "No."}
+    (folder / "p.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = recipe_file(f"sources=[{{dataset: pairs, path: {folder}}}]")
+    assert orpo("stage", "ingest", recipe, "-o", tmp_path / "i").code == 0
+    assert "MIDDLE" not in orpo("inspect", tmp_path / "i" / "pairs").out
+    assert "MIDDLE" in orpo("inspect", tmp_path / "i" / "pairs", "--full").out
+
+
+def test_export_writes_a_file_for_each_split_and_tells_their_rows(orpo, prepared, tmp_path):
+    done = orpo("export", prepared / "split", "--to", "llama-factory", "-o", tmp_path / "prefs.jsonl")
+    rows = {split: len(orpo_data.load(prepared / "split", split=split)) for split in ("train", "eval")}
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        f"{tmp_path}/prefs-{split}.jsonl: {count} rows of {split}" for split, count in rows.items()
+    ]
+    told = json.loads(orpo("export", prepared / "clean", "--to", "trl", "-o", tmp_path / "t.jsonl", "--json").out)
+    assert told == [{"path": f"{tmp_path}/t.jsonl", "split": "train", "rows": sum(rows.values())}]
+
+
+def test_export_of_token_ids_is_told_in_one_line(orpo, prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = orpo("export", prepared / "tokenize", "--to", "trl")
+    assert done.code == 1
+    assert done.err.startswith(f"orpo: {prepared / 'tokenize'}: holds token ids, ")
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert orpo("export", prepared / "clean", "--to", "nobody").code == 2
+    assert orpo("export", prepared / "clean", "--to", "openai").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["openai.jsonl"]
+
+
 def test_verify_of_a_sound_dataset(orpo, prepared):
     for stage in DATA_STAGES[1:]:
         done = orpo("verify", prepared / stage)
         assert (done.code, "sound" in done.out) == (0, True)
     assert json.loads(orpo("verify", prepared / "clean", "--json").out)["ok"] is True
+
+
+def test_push_tells_what_went_where(orpo, prepared, tmp_path):
+    done = orpo("push", prepared / "split", "--to", tmp_path / "there")
+    assert done.code == 0
+    names = sorted(file.relative_to(tmp_path / "there").as_posix() for file in (tmp_path / "there").rglob("*.*"))
+    assert sorted(line.split()[-1] for line in done.out.splitlines()[:-1]) == [n for n in names if "." in n]
+    assert done.out.splitlines()[-1].endswith(f" MB in {tmp_path / 'there'}")
+    assert orpo_data.verify(tmp_path / "there").ok
+    told = json.loads(orpo("push", prepared / "clean", "--to", tmp_path / "there", "--json").out)
+    assert told["target"] == str(tmp_path / "there")
+    assert "eval/data-00000-of-00001.arrow" in told["removed"]
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "said"),
+    [("there", 2, "write ./there for a folder"), ("nosuch://x", 2, "nosuch"), (".", 1, "holds something else")],
+)
+def test_push_to_a_place_that_is_none(orpo, prepared, place, code, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    done = orpo("push", prepared / "split", "--to", place)
+    assert done.code == code
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
 
 
 def test_verify_names_the_broken_file(orpo, own_run):
@@ -198,11 +257,12 @@ def test_lineage_of_a_kept_row(orpo, prepared):
     row = orpo_data.load(prepared / "split", split="eval")[0]
     done = orpo("lineage", prepared / "tokenize", "--row", row["id"], "--json")
     (told,) = json.loads(done.out)["rows"]
-    assert told["origin"] == {"source": row["source"], "file": row["source_file"], "row": row["source_row"]}
+    place = {"source": row["source"], "file": row["source_file"], "row": row["source_row"]}
+    assert told["origin"] == place | {"line": row["source_row"] + 1}
     assert [decision["stage"] for decision in told["decisions"]] == DATA_STAGES
     assert all(decision["kept"] for decision in told["decisions"])
     assert told["decisions"][-1]["split"] == "eval"
-    assert f"row {row['source_row']}" in orpo("lineage", prepared / "tokenize", "--row", row["id"][:12]).out
+    assert f"line {row['source_row'] + 1}\n" in orpo("lineage", prepared / "tokenize", "--row", row["id"][:12]).out
 
 
 def test_lineage_of_a_dropped_row(orpo, prepared):

@@ -114,6 +114,25 @@ def test_unknown_key_names_the_nearest(override, key, nearest):
     assert problem(override) == f"my.yaml: unknown key {key!r}; did you mean {nearest!r}?"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "sources.0={dataset: pairs, path: p, columns: {chosn: x}}",
+            "sources.0: columns: unknown key 'chosn' for pairs",
+        ),
+        (
+            "sources.0={dataset: ultrafeedback, path: p, diverges: keep-common-prefix}",
+            "sources.0: diverges: ultrafeedback",
+        ),
+        ("binarize={strategy: weighted-aspects}", "binarize: weights: strategy weighted-aspects needs them"),
+        ("binarize={ties: keep, min_margin: 1}", "binarize: min_margin: 1 leaves no ties to keep"),
+    ],
+)
+def test_keys_that_do_not_fit_together_are_told_before_anything_runs(override, message):
+    assert problem(override).startswith(f"my.yaml: {message}")
+
+
 def test_unknown_key_without_a_near_one_lists_all():
     assert "there are name, sources, binarize" in problem("zzz=1")
 
