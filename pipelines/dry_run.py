@@ -26,7 +26,7 @@ from pipelines.stages import Progress, quiet
 
 OTHER_LIMITS = (512, 1024, 2048, 4096, 8192)
 BINS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-BAR = 12  # columns of the longest bar
+BAR = 10  # characters of the longest bar: with its count it fits a terminal of 80
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _histogram_table(report: LengthReport) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("tokens", justify="right", no_wrap=True)
     names = {report.outcomes[0].max_prompt_length: "max_prompt_length", report.outcomes[0].max_length: "max_length"}
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in report.lengths:
         table.add_column(name, no_wrap=True)
     columns = {name: report.histogram(name) for name in report.lengths}

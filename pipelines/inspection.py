@@ -38,7 +38,8 @@ def print_dataset(folder: Path, manifest: Manifest, rows: int, full: bool = Fals
     if manifest.stage in ("train", "evaluate"):
         raise OrpoError(f"{folder}: is the output of {manifest.stage}, rows are in the output of a data stage")
     name = escape(str(folder))
-    out.print(f"[bold]{name}[/bold]  {manifest.stage}, {manifest.rows:,} rows, fingerprint {manifest.fingerprint[:12]}")
+    about = f"{manifest.stage}, {manifest.rows:,} rows, fingerprint {manifest.fingerprint[:12]}"
+    out.print(f"[bold]{name}[/bold]  {about}", soft_wrap=True)  # a path stays whole
     for step in manifest.steps:
         out.print(_step_line(step))
     for split in manifest.splits or ["train"]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import polars as pl
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -13,8 +12,7 @@ from rich.text import Text
 from orpo_data.chain import Node
 from orpo_data.comparison import Diff, Move
 from orpo_data.history import Decision, Lineage, Origin, RowLineage, Verdict
-
-out = Console(highlight=False)
+from pipelines.console import out
 
 NO_LINES = ("parquet", "arrow", "json", "json.gz")
 """Files whose records are numbered; those of any other kind are lines."""

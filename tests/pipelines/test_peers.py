@@ -125,7 +125,10 @@ def test_a_plain_data_loader(prepared: Path, workers: int) -> None:
 
     rows = orpo_data.load(prepared / "tokenize")
     collate = orpo_data.PairCollator(pad_token_id=0)
-    batches = list(DataLoader(rows, batch_size=4, collate_fn=collate, num_workers=workers))
+    # a forked worker would share the locks of the threads that earlier tests left behind
+    context = "spawn" if workers else None
+    loader = DataLoader(rows, batch_size=4, collate_fn=collate, num_workers=workers, multiprocessing_context=context)
+    batches = list(loader)
     assert sum(len(batch["chosen_input_ids"]) for batch in batches) == len(rows)
     first = rows[0]["chosen_input_ids"]
     assert batches[0]["chosen_input_ids"][0, : len(first)].tolist() == first
