@@ -119,7 +119,7 @@ def comparison_page(comparison: dict[str, Any]) -> str:
 def comparison_table(comparison: dict[str, Any]) -> Table:
     """The comparison for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(comparison["figures"], overflow="fold")
+    table.add_column(comparison["figures"], no_wrap=True)
     for label in FIGURES.values():
         table.add_column(label, justify="right")
     for row in _rows(comparison):

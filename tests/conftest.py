@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from orpo_data.schema import PAIRS, pair_id
 
-os.environ["COLUMNS"] = "100"  # what is printed must not depend on where the tests run
+os.environ["COLUMNS"] = "300"  # rich reads it on import: what is printed must not depend on where the tests run
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe

@@ -29,8 +29,6 @@ def orpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """The `orpo` command, with its own way of telling errors, without a process of its own."""
     from pipelines.cli import run_app
 
-    monkeypatch.setenv("COLUMNS", "300")
-
     def call(*arguments: object) -> Called:
         monkeypatch.setattr("sys.argv", ["orpo", *map(str, arguments)])
         capsys.readouterr()
