@@ -14,7 +14,7 @@ quickstart: $(READY)
 	$(BIN)/orpo quickstart
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: $(READY) lint
 	$(BIN)/python -m pytest
