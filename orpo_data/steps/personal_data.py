@@ -6,6 +6,7 @@ toll-free numbers. Names, postal addresses and national identity numbers are not
 
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
@@ -115,20 +116,28 @@ KINDS: dict[Kind, Pattern] = {  # in the order of redaction: the longer forms fi
 
 def redact(text: str, kinds: Collection[Kind]) -> tuple[str, dict[Kind, int]]:
     """`text` with [EMAIL], [PHONE] and so on in place of what was found, and how much of each kind that was."""
-    found: dict[Kind, int] = {}
+    found: Counter[Kind] = Counter()
+    while True:  # what is redacted can bare its neighbour: a key right behind a card number
+        before = found.total()
+        for kind, pattern in KINDS.items():
+            if kind in kinds:
+                text, count = _replace(text, kind, pattern)
+                found[kind] += count
+        if found.total() == before:
+            return text, dict(+found)
 
-    for kind, pattern in KINDS.items():
-        if kind not in kinds:
-            continue
 
-        def replace(match: re.Match[str], kind: Kind = kind, pattern: Pattern = pattern) -> str:
-            if not pattern.holds(match.group()):
-                return match.group()
-            found[kind] = found.get(kind, 0) + 1
-            return f"[{kind.upper()}]"
+def _replace(text: str, kind: Kind, pattern: Pattern) -> tuple[str, int]:
+    count = 0
 
-        text = pattern.form.sub(replace, text)
-    return text, found
+    def placeholder(match: re.Match[str]) -> str:
+        nonlocal count
+        if not pattern.holds(match.group()):
+            return match.group()
+        count += 1
+        return f"[{kind.upper()}]"
+
+    return pattern.form.sub(placeholder, text), count
 
 
 def hint(kinds: Collection[Kind]) -> str:

@@ -67,6 +67,11 @@ def test_only_what_is_asked_for():
     assert redact("a@b.de 8.8.8.8", ["ip"]) == ("a@b.de [IP]", {"ip": 1})
 
 
+def test_what_is_redacted_bares_its_neighbour():
+    text = "4111 1111 1111 1111" + "ghp_" + "a1B2" * 9
+    assert redact(text, KINDS) == ("[CREDIT_CARD][SECRET]", {"credit_card": 1, "secret": 1})
+
+
 parts = st.sampled_from([text for _, text, _ in FOUND] + ["[EMAIL]", " ", "\n", "x", "7", "-", ".", "@", "+"])
 
 
