@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +44,46 @@ class Input(_Record):
     revision: str | None = None
 
 
-class StepCounts(_Record):
-    """rows_in + expanded == rows_out + sum(dropped.values())."""
+class Tally(_Record):
+    """What a step did with rows: rows_in + expanded == rows_out + sum(dropped.values())."""
 
-    step: str
-    version: int
-    source: str | None
-    config: dict[str, Any]
     rows_in: int = 0
     expanded: int = 0
     rows_out: int = 0
     changed: int = 0
     dropped: dict[str, int] = {}
     flagged: dict[str, int] = {}  # rows by the name of a rule that flagged them; a row may have several flags
-    facts: dict[str, Any] = {}  # what else the step found, e.g. the clusters of near-duplicates
 
-    def check(self) -> None:
+    def check(self, step: str) -> None:
         """Raise if a row is unaccounted for: that is a defect of the step, never of the data."""
         if self.rows_in + self.expanded != self.rows_out + sum(self.dropped.values()):
-            raise AssertionError(f"step {self.step} lost rows: {self.model_dump()}")
+            raise AssertionError(f"step {step} lost rows: {self.model_dump()}")
+
+    def __add__(self, other: "Tally") -> "Tally":
+        rows = ("rows_in", "expanded", "rows_out", "changed")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in rows}
+        named = {name: Counter(getattr(self, name)) + Counter(getattr(other, name)) for name in ("dropped", "flagged")}
+        return Tally(**sums, **{name: dict(sorted(counts.items())) for name, counts in named.items()})
+
+
+class StepCounts(Tally):
+    """A step as it was run, and what it did."""
+
+    step: str
+    version: int
+    source: str | None
+    config: dict[str, Any]
+    facts: dict[str, Any] = {}  # what else the step found, e.g. the clusters of near-duplicates
+
+
+class PartRecord(_Record):
+    """What one part of a stage's input came to, so that the next run can take it over."""
+
+    key: str  # hash of everything its rows depend on
+    rows_in: int
+    steps: list[Tally]
+    shards: list[str]  # paths, in order
+    dropped: int  # its rows in dropped/, where parts stand in the same order
 
 
 class Manifest(_Record):

@@ -1,7 +1,8 @@
 """A stage: a read, a chain of steps, one atomic write.
 
-Rows stream through in batches, so memory does not grow with the data. Every step is counted and checked, every dropped
-row is kept aside, and a stage whose inputs, configuration and step versions are unchanged is not run again.
+Rows stream through in batches, so memory does not grow with the data. Every step is counted and checked, and every
+dropped row is kept aside. A stage whose inputs, configuration and step versions are unchanged is not run again; where
+some of its input changed, only those parts are worked on.
 """
 
 import logging
@@ -12,36 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from orpo_data import provenance
+from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
-from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, StepCounts, digest, read_manifest
+from orpo_data.folders import refuse_foreign_folder
+from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
 from orpo_data.report import write_pages
-from orpo_data.shards import DatasetWriter, check_sizes, refuse_foreign_folder
-from orpo_data.steps.step import AnyStep, GlobalStep, Step
+from orpo_data.reuse import Earlier, NoteCache, write_part_records
+from orpo_data.shards import check_sizes
 from orpo_data.verification import content_hash
+from orpo_data.writing import DatasetWriter
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 1_000
-
-Batches = Iterator[tuple[str | None, pa.Table]]
-"""Tables in order, each with the split it belongs to (None before the split stage)."""
+BATCH_ROWS = 2_000
 
 Review = Callable[[Path, Manifest], dict[str, Any]]
 """Looks at a finished folder before it takes its place: OrpoError keeps what is there, else returns a comparison."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One input of a stage and the steps its rows take; several branches are written one after the other."""
-
-    inputs: Sequence[Input]
-    read: Callable[[int], Batches]  # from the most rows a table may have
-    steps: Sequence[AnyStep]
-    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,27 +49,6 @@ class StageReport:
     why: str
     seconds: float = field(compare=False)
     diff: dict[str, Any] = field(default_factory=dict, compare=False)  # from the rows it replaced, where reviewed
-
-
-@dataclass
-class _Counter:
-    """Counts what one step did; becomes a StepCounts."""
-
-    step: AnyStep
-    source: str | None
-    rows_in: int = 0
-    expanded: int = 0
-    rows_out: int = 0
-    changed: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    flagged: dict[str, int] = field(default_factory=dict)
-
-    def result(self, facts: dict[str, Any]) -> StepCounts:
-        counts = {name: getattr(self, name) for name in ("rows_in", "expanded", "rows_out", "changed")}
-        by_name = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "flagged")}
-        result = StepCounts(**_describe(self.step, self.source), **counts, **by_name, facts=facts)
-        result.check()
-        return result
 
 
 def run_stage(
@@ -111,14 +80,15 @@ def run_stage(
         return _report(output, read_manifest(output), ran=False, why="unchanged", started=started)
     log.info("%s: running into %s, %s", stage, output, why)
     inputs = [item for branch in branches for item in branch.inputs]
+    notes = NoteCache(output)
     with DatasetWriter(output, schema) as writer, Recorder(job, stage, writer.folder, output) as recorder:
         recorder.start(inputs)
-        writer.declare_splits(list(splits))
-        rows_in, steps = 0, list[StepCounts]()
-        for branch in branches:
-            rows, counts = _stream(branch, writer, batch_rows, _beyond(rows_in, progress))
-            rows_in, steps = rows_in + rows, steps + counts
+        writer.declare_splits(splits)
+        runner = BranchRunner(stage, writer, Earlier(output), notes, batch_rows, _adding_up(progress))
+        finished = [runner.run(number, branch) for number, branch in enumerate(branches)]
+        parts = [part for branch_parts, _ in finished for part in branch_parts]
         shards, dropped = writer.close()
+        write_part_records(writer.folder, [part.record(writer.placed) for part in parts])
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             stage=stage,
@@ -126,8 +96,8 @@ def run_stage(
             content_hash=content_hash(shards, dropped),
             key=key,
             inputs=inputs,
-            rows_in=rows_in,
-            steps=steps,
+            rows_in=sum(part.rows_in for part in parts),
+            steps=[step for _, steps in finished for step in steps],
             shards=shards,
             dropped=dropped,
             files={},
@@ -143,7 +113,20 @@ def run_stage(
         write_pages(writer.folder, manifest)
         recorder.complete(manifest, schema)
         writer.commit(manifest)
+    notes.prune()
     return _report(output, manifest, ran=True, why=why, started=started, diff=diff)
+
+
+def _adding_up(progress: Callable[[int], None]) -> Callable[[int], None]:
+    """From the rows of one batch after the other to `progress`, which wants those read so far."""
+    total = 0
+
+    def add(rows: int) -> None:
+        nonlocal total
+        total += rows
+        progress(total)
+
+    return add
 
 
 def _empty(inputs: Sequence[Input]) -> str:
@@ -204,10 +187,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}...({len(text)} characters)"
 
 
-def _describe(step: AnyStep, source: str | None) -> dict[str, Any]:
-    return {"step": step.name, "version": step.version, "source": source, "config": step.model_dump(mode="json")}
-
-
 def _key(stage: str, schema: pa.Schema, branches: Sequence[Branch]) -> dict[str, Any]:
     """Everything the rows depend on: input contents, step versions, configuration. No file names, no times."""
     return {
@@ -215,76 +194,8 @@ def _key(stage: str, schema: pa.Schema, branches: Sequence[Branch]) -> dict[str,
         "stage": stage,
         "columns": [f"{column.name}: {column.type}" for column in schema],
         "inputs": [item.fingerprint for branch in branches for item in branch.inputs],
-        "steps": [_describe(step, branch.source) for branch in branches for step in branch.steps],
+        "steps": [branch.describe(step) for branch in branches for step in branch.steps],
     }
-
-
-def _stream(
-    branch: Branch, writer: DatasetWriter, batch_rows: int, progress: Callable[[int], None]
-) -> tuple[int, list[StepCounts]]:
-    """Send every row of a branch through its steps into the writer: rows read, and the counts of each step."""
-    counters = [_Counter(step, branch.source) for step in branch.steps]
-    steps = _summarise_global_steps(branch, batch_rows)
-    rows = 0
-    for split, table in branch.read(batch_rows):
-        rows += len(table)
-        for step, counter in zip(steps, counters, strict=True):
-            table = _apply(step, table, counter, writer.write_dropped)
-        for side, part in _route(split, table):
-            writer.write(part, side)
-        progress(rows)
-    return rows, [counter.result(step.facts()) for counter, step in zip(counters, steps, strict=True)]
-
-
-def _beyond(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
-    """`progress` for one of several branches: it goes on from the rows of those before."""
-    return lambda rows: progress(before + rows)
-
-
-def _apply(step: Step, table: pa.Table, counter: _Counter, keep_dropped: Callable[[pa.Table], None]) -> pa.Table:
-    output = step.apply(table)
-    counter.rows_in += len(table)
-    counter.expanded += output.expanded
-    counter.changed += output.changed
-    counter.rows_out += len(output.kept)
-    if len(output.dropped):
-        keep_dropped(output.dropped)
-        _add_counts(counter.dropped, output.dropped["reason"])
-    for rule, rows in output.flagged.items():
-        counter.flagged[rule] = counter.flagged.get(rule, 0) + rows
-    return output.kept
-
-
-def _add_counts(totals: dict[str, int], values: pa.ChunkedArray) -> None:
-    for entry in pc.value_counts(values).to_pylist():
-        totals[entry["values"]] = totals.get(entry["values"], 0) + entry["counts"]
-
-
-def _summarise_global_steps(branch: Branch, batch_rows: int) -> list[Step]:
-    """Run the first pass of every step that needs the whole dataset, over what the steps before it let through."""
-    ready: list[Step] = []
-    for step in branch.steps:
-        if isinstance(step, GlobalStep):
-            ready.append(step.summarise(_rows_after(branch, list(ready), batch_rows)))
-        else:
-            ready.append(step)
-    return ready
-
-
-def _rows_after(branch: Branch, steps: Sequence[Step], batch_rows: int) -> Iterator[pa.Table]:
-    for _, table in branch.read(batch_rows):
-        for step in steps:
-            table = step.apply(table).kept
-        yield table
-
-
-def _route(split: str | None, table: pa.Table) -> Iterator[tuple[str | None, pa.Table]]:
-    """A table whose rows carry a column `split` goes where it says; any other stays in its split."""
-    if "split" not in table.schema.names:
-        yield split, table
-        return
-    for side in pc.unique(table["split"]).to_pylist():
-        yield side, table.filter(pc.equal(table["split"], side)).drop_columns("split")
 
 
 def _report(

@@ -4,19 +4,21 @@ The command line, the flows and Python callers all call these. Every data stage 
 recipe, where it writes; it returns a StageReport.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from orpo_data.branch import Branch
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
-from orpo_data.manifest import Input, read_manifest
+from orpo_data.manifest import Input, digest, read_manifest
+from orpo_data.parts import ShardPart
 from orpo_data.schema import JUDGED, PAIRS, TOKENIZED
-from orpo_data.shards import iter_tables
 from orpo_data.sources import SOURCES, require_columns
 from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
-from orpo_data.stage import BATCH_ROWS, Batches, Branch, StageReport, dataset_input, run_stage
+from orpo_data.stage import BATCH_ROWS, StageReport, dataset_input, run_stage
 from orpo_data.steps.parse import Parse
 from orpo_data.steps.sample import Sample, Take
 from orpo_data.steps.split import SPLITS
@@ -39,9 +41,10 @@ def ingest(
     kind = SOURCES[source.dataset]
     files = find_files(source.path, source.revision, source.files, kind.exclude)
     inputs = [Input(name=file.name, fingerprint=file_digest(file), revision=source.revision) for file in files]
+    parts = [RawPart(source, file, item.fingerprint) for file, item in zip(files, inputs, strict=True)]
     branch = Branch(
         inputs=inputs,
-        read=lambda rows: _read_raw(source, files, rows),
+        parts=parts,
         steps=[Parse(dataset=source.dataset, columns=source.columns, diverges=source.diverges)],
         source=source.label,
     )
@@ -130,19 +133,32 @@ def _dataset_branch(
         raise OrpoError(f"{folder}: is the output of {manifest.stage}, the output of {stage} is needed here")
     return Branch(
         inputs=[dataset_input(folder, output)],
-        read=lambda rows: iter_tables(folder, manifest, rows),
+        parts=[ShardPart(folder, shard) for shard in manifest.shards],
         steps=steps,
         source=source,
     )
 
 
-def _read_raw(source: SourceConfig, files: Sequence[RawFile], batch_rows: int) -> Batches:
-    """Every record of every file; OrpoError if a file's first readable record lacks a column."""
-    for file in files:
+@dataclass(frozen=True)
+class RawPart:
+    """One raw file."""
+
+    source: SourceConfig
+    file: RawFile
+    digest: str
+    split: None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the name too: every row holds it."""
+        return digest([self.file.name, self.digest])
+
+    def read(self, batch_rows: int) -> Iterator[pa.Table]:
+        """OrpoError if the first readable record lacks a column."""
         checked = False
-        for table in read_records(file, source.label, batch_rows):
+        for table in read_records(self.file, self.source.label, batch_rows):
             checked = checked or any(
-                require_columns(source.dataset, record, source.columns, file.name)
-                for record in table["record"].to_pylist()
+                require_columns(self.source.dataset, record.as_py(), self.source.columns, self.file.name)
+                for record in table["record"]
             )
-            yield None, table
+            yield table

@@ -17,9 +17,10 @@ from orpo_data import provenance
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
+from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.history import lineage
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, Shard, digest, read_manifest
-from orpo_data.shards import commit_folder, file_sha256, list_files, read_table, refuse_foreign_folder
+from orpo_data.shards import file_sha256, list_files, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig

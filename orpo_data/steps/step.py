@@ -1,7 +1,7 @@
 """What a step is: a named, versioned, configured, pure function from a table to kept rows and dropped rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -49,12 +49,33 @@ class Step(_Configured):
         """Judge or transform the rows of `table`, each on its own: batching must not change the outcome."""
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a global step decided: a table for every part, with verdicts row by row, and facts for the manifest."""
+
+    verdicts: Sequence[pa.Table]
+    facts: dict[str, Any] = field(default_factory=dict)  # plain JSON values, the same whatever the rows' order
+
+
 class GlobalStep(_Configured):
-    """A step that needs the whole dataset: a first pass summarises, a second applies."""
+    """Judges rows in the light of all others: notes on each part, one judgement over all notes, verdicts applied.
+
+    A part is one shard of the input; parts are noted and judged apart, perhaps on other machines, and what an unchanged
+    part came to is not worked out again. Only `judge` sees the whole dataset, and of it only the notes.
+    """
 
     @abstractmethod
-    def summarise(self, tables: Iterator[pa.Table]) -> Step:
-        """Read every row once; return the step that judges each row on its own in the light of all."""
+    def note(self, table: pa.Table) -> pa.Table:
+        """What must be known of the rows to judge them among all: a row for each row, in order; batching must not
+        change it. Notes are small (hashes, sketches, numbers), for those of all rows are looked at together."""
+
+    @abstractmethod
+    def judge(self, notes: Sequence[pa.Table]) -> Judgement:
+        """Verdicts from the notes of every part (memory-mapped); the order of parts and rows decides nothing."""
+
+    @abstractmethod
+    def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:
+        """Treat rows as their verdicts say: both tables run row by row."""
 
 
 AnyStep = Step | GlobalStep

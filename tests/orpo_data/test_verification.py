@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import orpo_data
 from orpo_data.errors import OrpoError
+from orpo_data.folders import refuse_foreign_files
 from orpo_data.manifest import MANIFEST_NAME, digest, read_manifest
-from orpo_data.shards import refuse_foreign_files
 
 STAGES = ["ingest/hh-rlhf", "ingest/ultrafeedback", "binarize", "clean", "split", "tokenize"]
 

@@ -1,0 +1,157 @@
+"""One input of a stage and the steps its rows take: from parts to finished shards."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from orpo_data.manifest import FORMAT_VERSION, Input, PartRecord, StepCounts, Tally, digest
+from orpo_data.parts import Part, PartRun, Segment, run_segment, segments_of
+from orpo_data.reuse import Earlier, EarlierPart, NoteCache
+from orpo_data.shards import open_shard
+from orpo_data.steps.step import AnyStep, Step
+from orpo_data.writing import DatasetWriter, WrittenShard
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Several branches of a stage are written one after the other."""
+
+    inputs: Sequence[Input]
+    parts: Sequence[Part]
+    steps: Sequence[AnyStep]
+    source: str | None = None
+
+    def describe(self, step: AnyStep) -> dict[str, Any]:
+        """A step as the manifest and the fingerprint have it."""
+        config = step.model_dump(mode="json")
+        return {"step": step.name, "version": step.version, "source": self.source, "config": config}
+
+
+@dataclass(frozen=True)
+class FinishedPart:
+    """What a part came to, in this run or an earlier one."""
+
+    key: str
+    rows_in: int
+    tallies: Sequence[Tally]
+    shards: list[tuple[str | None, WrittenShard]]
+    dropped: list[pa.Table]
+
+    def record(self, placed: dict[Path, str]) -> PartRecord:
+        """For the next run; `placed` has the final paths of shards."""
+        return PartRecord(
+            key=self.key,
+            rows_in=self.rows_in,
+            steps=list(self.tallies),
+            shards=[placed[shard.file] for _, shard in self.shards],
+            dropped=sum(map(len, self.dropped)),
+        )
+
+
+class BranchRunner:
+    """Runs branches, part by part, into a dataset folder; what has not changed is taken from the earlier output."""
+
+    def __init__(
+        self,
+        stage: str,
+        writer: DatasetWriter,
+        earlier: Earlier,
+        notes: NoteCache,
+        batch_rows: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        """`progress` is called with the rows of every batch read."""
+        self._stage = stage
+        self._writer = writer
+        self._earlier = earlier
+        self._notes = notes
+        self._batch_rows = batch_rows
+        self._progress = progress
+
+    def run(self, number: int, branch: Branch) -> tuple[list[FinishedPart], list[StepCounts]]:
+        """Every part of branch `number` in order, and what the steps did with all of them."""
+        segments = segments_of(branch.steps)
+        runs = [self._begin(branch, part, f"{number}-{i:05d}") for i, part in enumerate(branch.parts)]
+        facts = [step.facts() if isinstance(step, Step) else {} for step in branch.steps]
+        for segment in segments:
+            steps = [branch.describe(step) for step in segment.steps]
+            for run in runs:
+                run.key = digest([run.key, run.verdict_sha256(segment), steps])
+            if segment.following:
+                self._take_notes(segments[: segment.number + 1], runs, branch.describe(segment.following))
+                facts[segment.first + len(steps)] = _judge(segment, runs)
+        parts = self._finish(segments, runs)
+        counts = [
+            StepCounts(
+                **branch.describe(step),
+                **sum((part.tallies[i] for part in parts), Tally()).model_dump(),
+                facts=facts[i],
+            )
+            for i, step in enumerate(branch.steps)
+        ]
+        return parts, counts
+
+    def _begin(self, branch: Branch, part: Part, name: str) -> PartRun:
+        columns = [f"{column.name}: {column.type}" for column in self._writer.schema]
+        key = digest([FORMAT_VERSION, self._stage, columns, branch.source, part.fingerprint, part.split])
+        return PartRun(part, self._writer.work / name, self._writer.schema, key)
+
+    def _advance(self, segments: Sequence[Segment], runs: Sequence[PartRun]) -> None:
+        """Bring parts through the segments they have not passed yet."""
+        workers = os.cpu_count() or 1
+        for segment in segments:
+            behind = [run for run in runs if run.done == segment.number]
+            run_segment(segment, behind, workers, self._batch_rows, self._progress)
+
+    def _take_notes(self, segments: Sequence[Segment], runs: Sequence[PartRun], step: dict[str, Any]) -> None:
+        """Notes on every part at the end of the last of the segments, as `step` wants them."""
+        number = segments[-1].number
+        keys = {run.folder: digest([run.key, step]) for run in runs}
+        for run in runs:
+            if found := self._notes.find(keys[run.folder]):
+                run.notes[number] = found
+        missing = [run for run in runs if number not in run.notes]
+        self._advance(segments, missing)
+        for run in missing:
+            if number in run.notes:
+                run.notes[number] = self._notes.keep(keys[run.folder], run.notes[number])
+
+    def _finish(self, segments: Sequence[Segment], runs: Sequence[PartRun]) -> list[FinishedPart]:
+        """Hand the shards and dropped rows of every part to the dataset folder."""
+        known = {run.folder: earlier for run in runs if (earlier := self._earlier.part(run.key))}
+        self._advance(segments, [run for run in runs if run.folder not in known])
+        parts = [_taken_over(run, known[run.folder]) if run.folder in known else _finished(run) for run in runs]
+        for run, part in zip(runs, parts, strict=True):
+            if run.rows_in < part.rows_in:
+                self._progress(part.rows_in - run.rows_in)
+            for split, shard in part.shards:
+                self._writer.adopt(shard, split)
+            for table in part.dropped:
+                self._writer.write_dropped(table)
+        return parts
+
+
+def _judge(segment: Segment, runs: Sequence[PartRun]) -> dict[str, Any]:
+    """Put the verdicts of the step behind `segment` where its next segment finds them; the step's facts."""
+    assert segment.following
+    noted = [run for run in runs if segment.number in run.notes]  # a part without rows has none
+    if not noted:
+        return {}
+    judgement = segment.following.judge([open_shard(run.notes[segment.number]) for run in noted])
+    for run, verdicts in zip(noted, judgement.verdicts, strict=True):
+        run.set_verdicts(segment.number + 1, verdicts)
+    return judgement.facts
+
+
+def _finished(run: PartRun) -> FinishedPart:
+    return FinishedPart(run.key, run.rows_in, run.tallies, run.shards, [open_shard(path) for path in run.dropped])
+
+
+def _taken_over(run: PartRun, earlier: EarlierPart) -> FinishedPart:
+    record = earlier.record
+    dropped = [earlier.dropped] if record.dropped else []
+    return FinishedPart(record.key, record.rows_in, record.steps, earlier.link(run.folder), dropped)

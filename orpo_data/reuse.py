@@ -1,0 +1,131 @@
+"""What an earlier run of a stage left that this one can take over: parts of its output, and notes on parts.
+
+Nothing is taken on trust: a shard counts only if its bytes are still those of the manifest, a note only if they are
+those of its name.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+
+from orpo_data.errors import OrpoError
+from orpo_data.folders import remove_folder
+from orpo_data.manifest import PartRecord, Shard, read_manifest
+from orpo_data.shards import DROPPED_FOLDER, file_sha256, open_shard
+from orpo_data.writing import WrittenShard
+
+PARTS_NAME = "_parts.json"
+
+
+def write_part_records(folder: Path, records: Sequence[PartRecord]) -> None:
+    """Say what the parts came to, in the order of their rows."""
+    document = [record.model_dump() for record in records]
+    (folder / PARTS_NAME).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+@dataclass(frozen=True)
+class EarlierPart:
+    """A part of the output that stands: its record, shards and dropped rows."""
+
+    record: PartRecord
+    shards: list[tuple[Path, Shard]]
+    dropped: pa.Table
+
+    def link(self, folder: Path) -> list[tuple[str | None, WrittenShard]]:
+        """Its shards once more, in `folder`, which is created."""
+        folder.mkdir(parents=True, exist_ok=True)
+        linked = []
+        for i, (file, shard) in enumerate(self.shards):
+            place = _link(file, folder / str(i))
+            linked.append((shard.split, WrittenShard(place, shard.rows, shard.tokens, shard.bytes, shard.sha256)))
+        return linked
+
+
+class Earlier:
+    """The output that stands in a folder, part by part; empty where there is none or it is damaged."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._parts: dict[str, tuple[PartRecord, int]] = {}  # and where its dropped rows begin
+        self._shards: dict[str, Shard] = {}
+        try:
+            manifest = read_manifest(output)
+        except OrpoError:
+            return
+        file = output / PARTS_NAME
+        if not file.is_file() or file_sha256(file) != manifest.files.get(PARTS_NAME):
+            return
+        self._shards = {shard.path: shard for shard in (*manifest.shards, *manifest.dropped)}
+        start = 0
+        for entry in orjson.loads(file.read_bytes()):
+            record = PartRecord.model_validate(entry)
+            self._parts[record.key] = record, start
+            start += record.dropped
+
+    def part(self, key: str) -> EarlierPart | None:
+        """What the part of this key came to, if every byte of it still lies there."""
+        if key not in self._parts:
+            return None
+        record, start = self._parts[key]
+        shards = [(self._output / path, self._shards[path]) for path in record.shards]
+        if (record.dropped and self._dropped is None) or not all(_sound(*shard) for shard in shards):
+            return None
+        table = pa.table({}) if self._dropped is None else self._dropped.slice(start, record.dropped)
+        return EarlierPart(record, shards, table)
+
+    @cached_property
+    def _dropped(self) -> pa.Table | None:
+        """The dropped rows, where all of them are sound."""
+        paths = [path for path in self._shards if path.startswith(DROPPED_FOLDER)]
+        if not all(_sound(self._output / path, self._shards[path]) for path in paths):
+            return None
+        return pa.concat_tables([open_shard(self._output / path) for path in paths])
+
+
+class NoteCache:
+    """Notes that global steps took on parts, kept beside the output under the hash of all they depend on."""
+
+    def __init__(self, output: Path) -> None:
+        self._folder = output.parent / f".{output.name}.notes"
+        self._used: set[Path] = set()
+
+    def find(self, key: str) -> Path | None:
+        for file in self._folder.glob(f"{key}-*.arrow"):
+            if file.stem == f"{key}-{file_sha256(file)}":
+                self._used.add(file)
+                return file
+        return None
+
+    def keep(self, key: str, notes: Path) -> Path:
+        """Move a file of notes here."""
+        self._folder.mkdir(exist_ok=True)
+        file = self._folder / f"{key}-{file_sha256(notes)}.arrow"
+        self._used.add(file)
+        return notes.rename(file)
+
+    def prune(self) -> None:
+        """Remove what this run had no use for."""
+        for file in self._folder.glob("*"):
+            if file not in self._used:
+                file.unlink()
+        if not self._used:
+            remove_folder(self._folder)
+
+
+def _sound(file: Path, shard: Shard) -> bool:
+    return file.is_file() and file_sha256(file) == shard.sha256
+
+
+def _link(file: Path, place: Path) -> Path:
+    """The same bytes at another place, without a copy where the file system can."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
+    return place

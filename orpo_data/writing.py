@@ -1,0 +1,200 @@
+"""Dataset folders, written: shards whose bytes follow from the rows alone."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orpo_data.folders import commit_folder, refuse_foreign_files, refuse_foreign_folder, remove_folder
+from orpo_data.manifest import Manifest, Shard, digest
+from orpo_data.schema import DROPPED
+from orpo_data.shards import DROPPED_FOLDER, file_sha256
+
+ROWS_PER_BATCH = 1_000
+ROWS_PER_SHARD = 50_000  # a whole number of batches, so that shards do not depend on how rows arrived
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A finished shard before it has its final name; `tokens` is null where rows hold none."""
+
+    file: Path
+    rows: int
+    tokens: int | None
+    bytes: int
+    sha256: str
+
+
+class ShardWriter:
+    """Writes the rows of one split: they come in tables of any size and leave in shards of fixed size."""
+
+    def __init__(self, prefix: Path, schema: pa.Schema) -> None:
+        """Files are called `prefix`-00000 and so on."""
+        self._prefix = prefix
+        self._schema = schema
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self._written: list[WrittenShard] = []
+        self._stream: pa.ipc.RecordBatchStreamWriter | None = None
+        self._rows = self._tokens = 0  # of the shard that is open
+
+    def write(self, table: pa.Table) -> None:
+        if not len(table):
+            return
+        self._pending.append(table.select(self._schema.names).cast(self._schema))
+        self._pending_rows += len(table)
+        if self._pending_rows >= ROWS_PER_BATCH:
+            whole = self._pending_rows - self._pending_rows % ROWS_PER_BATCH
+            rows = pa.concat_tables(self._pending)
+            for start in range(0, whole, ROWS_PER_BATCH):
+                self._write_batch(rows.slice(start, ROWS_PER_BATCH))
+            self._pending, self._pending_rows = [rows.slice(whole)], self._pending_rows - whole
+
+    def close(self, at_least: int = 0) -> list[WrittenShard]:
+        """Write what is left; without any row `at_least` empty shards."""
+        if self._pending_rows:
+            self._write_batch(pa.concat_tables(self._pending))
+        self._close_shard()
+        while len(self._written) < at_least:
+            self._open_shard()
+            self._close_shard()
+        return self._written
+
+    def _write_batch(self, rows: pa.Table) -> None:
+        if self._stream is None or self._rows >= ROWS_PER_SHARD:
+            self._close_shard()
+            self._open_shard()
+        assert self._stream is not None
+        # take() makes fresh, unsliced buffers: the bytes depend on the rows alone, not on how they arrived
+        batch = rows.take(pa.array(np.arange(len(rows)))).combine_chunks().to_batches()[0]
+        self._stream.write_batch(batch)
+        self._rows += len(rows)
+        self._tokens += _count_tokens(rows)
+
+    @property
+    def _file(self) -> Path:
+        return self._prefix.with_name(f"{self._prefix.name}-{len(self._written):05d}")
+
+    def _open_shard(self) -> None:
+        self._rows = self._tokens = 0
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = pa.ipc.new_stream(str(self._file), self._schema)
+
+    def _close_shard(self) -> None:
+        if self._stream is None:
+            return
+        self._stream.close()
+        self._stream = None
+        tokens = self._tokens if "chosen_input_ids" in self._schema.names else None
+        size, sha256 = self._file.stat().st_size, file_sha256(self._file)
+        self._written.append(WrittenShard(self._file, self._rows, tokens, size, sha256))
+
+
+def _count_tokens(rows: pa.Table) -> int:
+    names = [name for name in ("chosen_input_ids", "rejected_input_ids") if name in rows.schema.names]
+    return sum(pc.sum(pc.list_value_length(rows[name])).as_py() or 0 for name in names)
+
+
+class DatasetWriter:
+    """Writes a dataset folder beside its final place and moves it there whole.
+
+    Used as a context manager: leaving it without `commit` removes what was written. Rows are either written here, or
+    come as shards that are finished.
+    """
+
+    def __init__(self, output: Path, schema: pa.Schema) -> None:
+        refuse_foreign_folder(output)
+        refuse_foreign_files(output)
+        self.output = output
+        self.schema = schema
+        self.folder = output.parent / f".{output.name}.partial"
+        self.work = self.folder / "work"  # for what is gone when the folder is complete
+        self.placed: dict[Path, str] = {}  # where the shards of `work` have gone
+        self._shards: dict[str | None, list[WrittenShard]] = {}
+        self._writers: dict[str | None, ShardWriter] = {}
+
+    def __enter__(self) -> Self:
+        remove_folder(self.folder)
+        self.work.mkdir(parents=True)
+        self._dropped = ShardWriter(self.work / "dropped", DROPPED)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        remove_folder(self.folder)
+
+    def declare_splits(self, names: Iterable[str | None]) -> None:
+        """Create these splits even if no row goes there."""
+        for name in names:
+            self._shards.setdefault(name, [])
+
+    def write(self, table: pa.Table, split: str | None = None) -> None:
+        if split not in self._writers:
+            self._writers[split] = ShardWriter(self.work / f"rows-{split}", self.schema)
+        self._writers[split].write(table)
+
+    def adopt(self, shard: WrittenShard, split: str | None = None) -> None:
+        """Take a finished shard in, behind those of its split that came before."""
+        self._shards.setdefault(split, []).append(shard)
+
+    def write_dropped(self, table: pa.Table) -> None:
+        self._dropped.write(table)
+
+    def close(self) -> tuple[list[Shard], list[Shard]]:
+        """Finish the files: the shards of the data and of the dropped rows."""
+        for split, writer in self._writers.items():
+            for shard in writer.close():
+                self.adopt(shard, split)
+        if not self._shards:
+            self.declare_splits([None])
+        shards = [shard for split, written in self._shards.items() for shard in self._place(written, split, split)]
+        splits = [split for split in self._shards if split is not None]
+        if splits:
+            (self.folder / "dataset_dict.json").write_text(json.dumps({"splits": splits}) + "\n")
+        dropped = self._place(self._dropped.close(at_least=1), None, DROPPED_FOLDER)
+        remove_folder(self.work)
+        return shards, dropped
+
+    def _place(self, written: list[WrittenShard], split: str | None, subfolder: str | None) -> list[Shard]:
+        """Give the shards of one split their final names."""
+        folder = self.folder / (subfolder or "")
+        folder.mkdir(exist_ok=True)
+        if not written:
+            written = ShardWriter(self.work / f"empty-{split}", self.schema).close(at_least=1)
+        placed = []
+        for index, shard in enumerate(written):
+            name = shard_name(index, len(written))
+            path = self.placed[shard.file] = f"{subfolder}/{name}" if subfolder else name
+            shard.file.rename(folder / name)
+            facts = {"rows": shard.rows, "tokens": shard.tokens, "bytes": shard.bytes, "sha256": shard.sha256}
+            placed.append(Shard(path=path, split=split, **facts))
+        _write_datasets_files(folder, placed)
+        return placed
+
+    def commit(self, manifest: Manifest) -> None:
+        """Write the manifest and move the folder to its place."""
+        commit_folder(self.folder, self.output, manifest)
+
+
+def shard_name(index: int, count: int) -> str:
+    return f"data-{index:05d}-of-{count:05d}.arrow"
+
+
+def _write_datasets_files(folder: Path, shards: Sequence[Shard]) -> None:
+    """What `datasets.load_from_disk` wants to see."""
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": Path(shard.path).name} for shard in shards],
+        "_fingerprint": digest([shard.sha256 for shard in shards])[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    (folder / "dataset_info.json").write_text("{}\n")
