@@ -1,6 +1,5 @@
 """One input of a stage and the steps its rows take: from parts to finished shards."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_data.manifest import FORMAT_VERSION, Input, PartRecord, StepCounts, Tally, digest
-from orpo_data.parts import Part, PartRun, Segment, run_segment, segments_of
+from orpo_data.parts import Part, PartRun, RunParts, Segment, run_here, segments_of
 from orpo_data.reuse import Earlier, EarlierPart, NoteCache
 from orpo_data.shards import open_shard
 from orpo_data.steps.step import AnyStep, Step
@@ -63,6 +62,7 @@ class BranchRunner:
         notes: NoteCache,
         batch_rows: int,
         progress: Callable[[int], None],
+        run_parts: RunParts = run_here,
     ) -> None:
         """`progress` is called with the rows of every batch read."""
         self._stage = stage
@@ -71,6 +71,7 @@ class BranchRunner:
         self._notes = notes
         self._batch_rows = batch_rows
         self._progress = progress
+        self._run_parts = run_parts
 
     def run(self, number: int, branch: Branch) -> tuple[list[FinishedPart], list[StepCounts]]:
         """Every part of branch `number` in order, and what the steps did with all of them."""
@@ -102,10 +103,11 @@ class BranchRunner:
 
     def _advance(self, segments: Sequence[Segment], runs: Sequence[PartRun]) -> None:
         """Bring parts through the segments they have not passed yet."""
-        workers = os.cpu_count() or 1
         for segment in segments:
             behind = [run for run in runs if run.done == segment.number]
-            run_segment(segment, behind, workers, self._batch_rows, self._progress)
+            after = self._run_parts(segment, behind, self._batch_rows, self._progress)
+            for run, state in zip(behind, after, strict=True):
+                run.update(state)
 
     def _take_notes(self, segments: Sequence[Segment], runs: Sequence[PartRun], step: dict[str, Any]) -> None:
         """Notes on every part at the end of the last of the segments, as `step` wants them."""

@@ -6,6 +6,7 @@ needs the whole dataset ties them together: up to there the steps form a segment
 noted; when all notes are judged, each part goes on with its verdicts through the next segment.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -131,6 +132,10 @@ class PartRun:
     dropped: list[Path] = field(default_factory=list)
     shards: list[tuple[str | None, WrittenShard]] = field(default_factory=list)
 
+    def update(self, after: "PartRun") -> None:
+        """Take over the state of this very part after a segment, perhaps from another process."""
+        vars(self).update(vars(after))
+
     def set_verdicts(self, number: int, verdicts: pa.Table) -> None:
         """What the first step of segment `number` decided on the rows that enter it."""
         spill = _Spill(self.file(f"verdicts-{number}"))
@@ -162,13 +167,20 @@ class PartRun:
             yield from (table.slice(start, batch_rows) for start in range(0, len(table), batch_rows))
 
 
-def run_segment(
-    segment: Segment, runs: Sequence[PartRun], workers: int, batch_rows: int, progress: Callable[[int], None]
-) -> None:
-    """Take parts through a segment: batches of all of them side by side, what they come to written in their order.
+class RunParts(Protocol):
+    """Takes parts through a segment, here or elsewhere; returns them as they are then, in their order."""
 
-    `progress` is called with the rows of every batch read from a part.
-    """
+    def __call__(
+        self, segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
+    ) -> Sequence[PartRun]:
+        """`progress` is called with numbers of rows read from parts, which add up to all of them."""
+
+
+def run_here(
+    segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
+) -> Sequence[PartRun]:
+    """Batches of all parts side by side in the threads of this process, what they come to written in their order."""
+    workers = os.cpu_count() or 1
 
     def work(run: PartRun, table: pa.Table, verdicts: pa.Table | None) -> Applied:
         return segment.apply(table, verdicts, note=segment.number not in run.notes)
@@ -188,6 +200,7 @@ def run_segment(
     for run in left:  # without any row
         with _Sink(segment, run):
             pass
+    return runs
 
 
 Batch = tuple[PartRun, pa.Table, pa.Table | None]

@@ -17,10 +17,9 @@ import pyarrow as pa
 from orpo_data import provenance
 from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
-from orpo_data.events import Recorder
 from orpo_data.folders import refuse_foreign_folder
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
-from orpo_data.report import write_pages
+from orpo_data.parts import RunParts, run_here
 from orpo_data.reuse import Earlier, NoteCache, write_part_records
 from orpo_data.shards import check_sizes
 from orpo_data.verification import content_hash
@@ -64,11 +63,12 @@ def run_stage(
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[int], None] = lambda rows: None,
     review: Review | None = None,
+    run_parts: RunParts = run_here,
 ) -> StageReport:
     """Run a stage into the dataset folder `output`, unless it is there already.
 
     `splits` names the splits to create even if empty; `progress` is called with the rows read so far, `review` before
-    the new rows take the place of older ones.
+    the new rows take the place of older ones; `run_parts` decides where the work is done.
     Raises OrpoError when no row is left, or when `output` holds something else.
     """
     started = time.monotonic()
@@ -78,13 +78,16 @@ def run_stage(
     why = why_run(output, key)
     if not why:
         return _report(output, read_manifest(output), ran=False, why="unchanged", started=started)
+    from orpo_data.events import Recorder  # slow to import, and a stage that is up to date needs neither
+    from orpo_data.report import write_pages
+
     log.info("%s: running into %s, %s", stage, output, why)
     inputs = [item for branch in branches for item in branch.inputs]
     notes = NoteCache(output)
     with DatasetWriter(output, schema) as writer, Recorder(job, stage, writer.folder, output) as recorder:
         recorder.start(inputs)
         writer.declare_splits(splits)
-        runner = BranchRunner(stage, writer, Earlier(output), notes, batch_rows, _adding_up(progress))
+        runner = BranchRunner(stage, writer, Earlier(output), notes, batch_rows, _adding_up(progress), run_parts)
         finished = [runner.run(number, branch) for number, branch in enumerate(branches)]
         parts = [part for branch_parts, _ in finished for part in branch_parts]
         shards, dropped = writer.close()
