@@ -119,8 +119,7 @@ class BranchRunner:
         missing = [run for run in runs if number not in run.notes]
         self._advance(segments, missing)
         for run in missing:
-            if number in run.notes:
-                run.notes[number] = self._notes.keep(keys[run.folder], run.notes[number])
+            run.notes[number] = self._notes.keep(keys[run.folder], run.notes[number])
 
     def _finish(self, segments: Sequence[Segment], runs: Sequence[PartRun]) -> list[FinishedPart]:
         """Hand the shards and dropped rows of every part to the dataset folder."""
@@ -140,11 +139,12 @@ class BranchRunner:
 def _judge(segment: Segment, runs: Sequence[PartRun]) -> dict[str, Any]:
     """Put the verdicts of the step behind `segment` where its next segment finds them; the step's facts."""
     assert segment.following
-    noted = [run for run in runs if segment.number in run.notes]  # a part without rows has none
+    noted = [(run, notes) for run in runs if len(notes := open_shard(run.notes[segment.number]))]
     if not noted:
         return {}
-    judgement = segment.following.judge([open_shard(run.notes[segment.number]) for run in noted])
-    for run, verdicts in zip(noted, judgement.verdicts, strict=True):
+    judgement = segment.following.judge([notes for _, notes in noted])
+    for (run, notes), verdicts in zip(noted, judgement.verdicts, strict=True):
+        assert len(verdicts) == len(notes), f"step {segment.following.name} judged {len(verdicts)} of {len(notes)} rows"
         run.set_verdicts(segment.number + 1, verdicts)
     return judgement.facts
 

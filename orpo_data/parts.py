@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from orpo_data.manifest import Shard, Tally
 from orpo_data.shards import file_sha256, open_shard
 from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
-from orpo_data.writing import ShardWriter, WrittenShard
+from orpo_data.writing import ShardWriter, WrittenShard, canonical
 
 
 class Part(Protocol):
@@ -139,7 +139,7 @@ class PartRun:
     def set_verdicts(self, number: int, verdicts: pa.Table) -> None:
         """What the first step of segment `number` decided on the rows that enter it."""
         spill = _Spill(self.file(f"verdicts-{number}"))
-        spill.write(verdicts)
+        spill.write(canonical(verdicts))  # their hash must not depend on how notes were batched
         if path := spill.close():
             self.verdicts[number] = path
 
@@ -259,7 +259,8 @@ class _Sink:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Close every file; what is left half-done goes with the folder of the stage."""
-        spills = [self._rows.close(), self._notes.close(), *[spill.close() for spill in self._dropped]]
+        noted = self._segment.following is not None and self._segment.number not in self._run.notes
+        spills = [self._rows.close(), self._notes.close(always=noted), *[spill.close() for spill in self._dropped]]
         shards = [(split, shard) for split, writer in self._shards.items() for shard in writer.close()]
         if error is not None:
             return
@@ -275,7 +276,7 @@ class _Sink:
 
 
 class _Spill:
-    """Rows set aside in an Arrow stream file, which is there from the first row on."""
+    """Rows set aside in an Arrow stream file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -288,7 +289,10 @@ class _Spill:
             self._stream = pa.ipc.new_stream(str(self._path), table.schema)
         self._stream.write_table(table)
 
-    def close(self) -> Path | None:
+    def close(self, *, always: bool = False) -> Path | None:
+        """The file; without any row there is none, or an empty one if there must `always` be one."""
+        if self._stream is None and always:
+            self._stream = pa.ipc.new_stream(str(self._path), pa.schema([]))
         if self._stream is None:
             return None
         self._stream.close()

@@ -71,9 +71,7 @@ class ShardWriter:
             self._close_shard()
             self._open_shard()
         assert self._stream is not None
-        # take() makes fresh, unsliced buffers: the bytes depend on the rows alone, not on how they arrived
-        batch = rows.take(pa.array(np.arange(len(rows)))).combine_chunks().to_batches()[0]
-        self._stream.write_batch(batch)
+        self._stream.write_table(canonical(rows))
         self._rows += len(rows)
         self._tokens += _count_tokens(rows)
 
@@ -94,6 +92,11 @@ class ShardWriter:
         tokens = self._tokens if "chosen_input_ids" in self._schema.names else None
         size, sha256 = self._file.stat().st_size, file_sha256(self._file)
         self._written.append(WrittenShard(self._file, self._rows, tokens, size, sha256))
+
+
+def canonical(table: pa.Table) -> pa.Table:
+    """The same rows in one batch of fresh, unsliced buffers: their bytes in a file follow from the rows alone."""
+    return table.take(pa.array(np.arange(len(table)))).combine_chunks()
 
 
 def _count_tokens(rows: pa.Table) -> int:

@@ -1,18 +1,26 @@
 """What the tests of datasets and their pages share: small dataset folders with pages, and a reader of the pages."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from pydantic import BaseModel
 
-from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, StepCounts
+from orpo_data.branch import Branch
+from orpo_data.errors import OrpoError
+from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, StepCounts, digest
 from orpo_data.report import write_pages
-from orpo_data.schema import DROPPED
-from orpo_data.shards import DatasetWriter
+from orpo_data.schema import DROPPED, ORIGIN
+from orpo_data.stage import StageReport, run_stage
+from orpo_data.steps.step import GlobalStep, Judgement, Step, StepOutput, divide
+from orpo_data.writing import DatasetWriter
 
 OWN_LINKS = re.compile(r"#[a-z]+|(\.\./)+[\w%./-]+/report\.html")
 RUNS_OR_LOADS = {"img", "link", "iframe", "object", "embed", "form", "base", "image", "use", "video", "audio", "frame"}
@@ -140,3 +148,160 @@ def _loser(reason: str, row: str = "{}", detail: str | None = "detail", **values
 @pytest.fixture(scope="session")
 def loser() -> Callable[..., dict[str, Any]]:
     return _loser
+
+
+# --- a stage over numbers --------------------------------------------------------------------------------------------
+
+NUMBERS = pa.schema([pa.field("id", pa.string()), pa.field("value", pa.int64()), *ORIGIN])
+APPLIED: list[tuple[int, str]] = []
+"""Place in the chain and id of each row that a step below was applied to."""
+
+
+class _Toy(BaseModel):
+    place: int  # in the chain
+    by: int
+
+    def record(self, table: pa.Table) -> None:
+        APPLIED.extend((self.place, row) for row in table["id"].to_pylist())
+
+    def divided(self, table: pa.Table, details: list[str | None]) -> StepOutput:
+        """Rows with a detail go."""
+        reasons = [detail and f"reason_{self.by}" for detail in details]
+        return StepOutput(*divide(f"toy-{self.place}", table, *(pa.array(c, pa.string()) for c in (reasons, details))))
+
+
+class Without(_Toy, Step):
+    """Drops multiples of `by`."""
+
+    name: ClassVar[str] = "without"
+    version: ClassVar[int] = 1
+
+    def apply(self, table: pa.Table) -> StepOutput:
+        self.record(table)
+        return self.divided(table, [None if n % self.by else str(n) for n in table["value"].to_pylist()])
+
+
+class Twice(_Toy, Step):
+    """Makes two rows of each multiple of `by`."""
+
+    name: ClassVar[str] = "twice"
+    version: ClassVar[int] = 1
+
+    def apply(self, table: pa.Table) -> StepOutput:
+        self.record(table)
+        rows = table.to_pylist()
+        made = [
+            row | {"id": row["id"] + suffix, "value": row["value"] + len(suffix)}
+            for row in rows
+            for suffix in (["a", "bb"] if row["value"] % self.by == 0 else [""])
+        ]
+        none = self.divided(table.slice(0, 0), []).dropped
+        return StepOutput(pa.Table.from_pylist(made, NUMBERS), none, expanded=len(made) - len(rows))
+
+
+class First(_Toy, GlobalStep):
+    """Keeps, of rows with the same value modulo 5 * `by`, the one with the smallest id."""
+
+    name: ClassVar[str] = "first"
+    version: ClassVar[int] = 1
+
+    def note(self, table: pa.Table) -> pa.Table:
+        return table.select(["id", "value"])
+
+    def judge(self, notes: Sequence[pa.Table]) -> Judgement:
+        best: dict[int, str] = {}
+        for row in (row for table in notes for row in table.to_pylist()):
+            key = row["value"] % (5 * self.by)
+            best[key] = min(best.get(key, row["id"]), row["id"])
+        verdicts = [
+            [None if best[r["value"] % (5 * self.by)] == r["id"] else "later" for r in table.to_pylist()]
+            for table in notes
+        ]
+        facts = {"kept": len(best)}
+        return Judgement([pa.table({"detail": pa.array(v, pa.string())}) for v in verdicts], facts)
+
+    def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:
+        self.record(table)
+        assert len(table) == len(verdicts)
+        return self.divided(table, verdicts["detail"].to_pylist())
+
+
+class Shift(_Toy, GlobalStep):
+    """Adds to each value the sum of all values modulo `by`."""
+
+    name: ClassVar[str] = "shift"
+    version: ClassVar[int] = 1
+
+    def note(self, table: pa.Table) -> pa.Table:
+        return table.select(["value"])
+
+    def judge(self, notes: Sequence[pa.Table]) -> Judgement:
+        total = sum(pc.sum(table["value"]).as_py() for table in notes)
+        shifted = [[pc.add(chunk, total % self.by) for chunk in table["value"].chunks] for table in notes]
+        return Judgement([pa.table({"value": pa.chunked_array(chunks, pa.int64())}) for chunks in shifted])
+
+    def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:
+        self.record(table)
+        rows, none = len(table), self.divided(table.slice(0, 0), []).dropped
+        kept = table.set_column(1, "value", verdicts["value"])
+        return StepOutput(kept, none, changed=rows, flagged={"shifted": rows})
+
+
+@dataclass(frozen=True)
+class NumbersPart:
+    """Rows with these values; reading them is recorded, and breaks off before the row `breaks`."""
+
+    name: str
+    values: tuple[int, ...]
+    split: str | None = None
+    breaks: int | None = field(default=None, compare=False)
+
+    READ: ClassVar[list[str]] = []
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([self.name, self.values])
+
+    def read(self, batch_rows: int) -> Iterator[pa.Table]:
+        self.READ.append(self.name)
+        for start in range(0, len(self.values), batch_rows):
+            if self.breaks is not None and start >= self.breaks:
+                raise OrpoError(f"{self.name} broke off")
+            rows = [
+                {"id": f"{self.name}{i:03d}", "value": n, "source": "toy", "source_file": self.name, "source_row": i}
+                for i, n in enumerate(self.values)
+            ]
+            yield pa.Table.from_pylist(rows[start : start + batch_rows], NUMBERS)
+
+
+@dataclass(frozen=True)
+class Toys:
+    """A stage over numbers, and what it asked of parts and steps since the last `forget`."""
+
+    part = NumbersPart
+    applied = APPLIED
+    read = NumbersPart.READ
+    kinds: ClassVar[dict[str, type[Any]]] = {"without": Without, "twice": Twice, "first": First, "shift": Shift}
+
+    def forget(self) -> None:
+        self.applied.clear()
+        self.read.clear()
+
+    def chain(self, kinds: Sequence[tuple[str, int]]) -> list[Any]:
+        return [self.kinds[kind](place=place, by=by) for place, (kind, by) in enumerate(kinds)]
+
+    def run(
+        self, output: Path, parts: Sequence[Any], steps: Sequence[Any], *, workers: int = 2, **options: Any
+    ) -> StageReport:
+        """Run them as the stage "toy", without pages; the steps may be given as `chain` takes them."""
+        chain = self.chain(steps) if all(isinstance(step, tuple) for step in steps) else steps
+        branch = Branch([Input(name=p.name, fingerprint=p.fingerprint) for p in parts], parts, chain, "toy")
+        with mock.patch("os.cpu_count", return_value=workers), mock.patch("orpo_data.report.write_pages"):
+            return run_stage("toy", output, NUMBERS, [branch], **options)
+
+
+@pytest.fixture
+def toys() -> Toys:
+    toys = Toys()
+    toys.forget()
+    return toys
