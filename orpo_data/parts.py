@@ -79,8 +79,14 @@ class Segment:
             tallies.append(_tally(len(table), output))
             dropped.append(output.dropped)
             table = output.kept
-        notes = self.following.note(table) if note and self.following and len(table) else None
-        return Applied(table, tallies, dropped, notes)
+        return Applied(table, tallies, dropped, self._note(table) if note else None)
+
+    def _note(self, table: pa.Table) -> pa.Table | None:
+        if self.following is None or not len(table):
+            return None
+        notes = self.following.note(table)
+        assert len(notes) == len(table), f"step {self.following.name} noted {len(notes)} of {len(table)} rows"
+        return notes
 
 
 class Applied(NamedTuple):

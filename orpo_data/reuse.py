@@ -5,6 +5,7 @@ those of its name.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ import orjson
 import pyarrow as pa
 
 from orpo_data.errors import OrpoError
-from orpo_data.folders import remove_folder
 from orpo_data.manifest import PartRecord, Shard, read_manifest
 from orpo_data.shards import DROPPED_FOLDER, file_sha256, open_shard
 from orpo_data.writing import WrittenShard
 
 PARTS_NAME = "_parts.json"
+NOTES_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}\.arrow")  # hash of what they depend on, and of their bytes
 
 
 def write_part_records(folder: Path, records: Sequence[PartRecord]) -> None:
@@ -82,7 +83,7 @@ class Earlier:
     @cached_property
     def _dropped(self) -> pa.Table | None:
         """The dropped rows, where all of them are sound."""
-        paths = [path for path in self._shards if path.startswith(DROPPED_FOLDER)]
+        paths = [path for path in self._shards if path.startswith(f"{DROPPED_FOLDER}/")]
         if not all(_sound(self._output / path, self._shards[path]) for path in paths):
             return None
         return pa.concat_tables([open_shard(self._output / path) for path in paths])
@@ -110,12 +111,14 @@ class NoteCache:
         return notes.rename(file)
 
     def prune(self) -> None:
-        """Remove what this run had no use for."""
-        for file in self._folder.glob("*"):
-            if file not in self._used:
+        """Remove the notes that this run had no use for; what is no note of ours stays."""
+        if not self._folder.is_dir():
+            return
+        for file in self._folder.iterdir():
+            if file not in self._used and NOTES_NAME.fullmatch(file.name):
                 file.unlink()
-        if not self._used:
-            remove_folder(self._folder)
+        if not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
 
 def _sound(file: Path, shard: Shard) -> bool:
