@@ -115,8 +115,8 @@ def run_stage(
         diff = review(writer.folder, manifest) if review else {}
         write_pages(writer.folder, manifest)
         recorder.complete(manifest, schema)
+        notes.prune()  # before the commit: after it a run that was killed would not come by here again
         writer.commit(manifest)
-    notes.prune()
     return _report(output, manifest, ran=True, why=why, started=started, diff=diff)
 
 

@@ -150,6 +150,13 @@ def loser() -> Callable[..., dict[str, Any]]:
     return _loser
 
 
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 4 rows, shards of 8."""
+    monkeypatch.setattr("orpo_data.writing.ROWS_PER_BATCH", 4)
+    monkeypatch.setattr("orpo_data.writing.ROWS_PER_SHARD", 8)
+
+
 # --- a stage over numbers --------------------------------------------------------------------------------------------
 
 NUMBERS = pa.schema([pa.field("id", pa.string()), pa.field("value", pa.int64()), *ORIGIN])
