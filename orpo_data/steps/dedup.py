@@ -5,79 +5,53 @@ source, file and row. So the order in which rows arrive decides nothing. Every d
 row that was kept for it: chains of near-duplicates are not followed, which would drop rows unlike anything that stays.
 """
 
-import hashlib
 import math
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field
 
-from orpo_data.steps.near import Index, Sketch, prompt_text
-from orpo_data.steps.step import GlobalStep, Step, StepOutput, divide
+from orpo_data.steps.alike import Sketches, best_first
+from orpo_data.steps.folds import message_hashes
+from orpo_data.steps.minhash import sketches
+from orpo_data.steps.near import word_tokens
+from orpo_data.steps.notes import (
+    ORIGIN,
+    Rows,
+    all_notes,
+    first_equal,
+    for_parts,
+    frame_of,
+    on_rows,
+    origins,
+    text_of,
+    values,
+)
+from orpo_data.steps.step import GlobalStep, Judgement, StepOutput, divide
+from orpo_data.steps.tokens import combined
 
-RowKey = tuple[str, str, str, int]
-"""id, source, source_file, source_row: what tells one row from all others."""
-
-Verdict = tuple[str, str]
-"""Reason and detail."""
-
-KEY_COLUMNS = ["id", "source", "source_file", "source_row"]
+SIDES = ("prompt", "chosen", "rejected")
 LARGEST = 20  # clusters, and ids in each, that the manifest names
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the first pass keeps of a row."""
+class Clusters(NamedTuple):
+    """Rows to drop, each with the row that is kept for it: cluster by cluster, the best rows first."""
 
-    key: RowKey
-    margin: float | None  # score_chosen - score_rejected
-    prompt: str  # hashes of the folded texts
-    chosen: str
-    rejected: str
-
-    @property
-    def rank(self) -> tuple[float, str, str, int, str]:
-        """The row of the lowest rank stays."""
-        row_id, source, file, number = self.key
-        return (math.inf if self.margin is None else -self.margin, source, file, number, row_id)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A row that stays and the rows dropped for it, each with its similarity (None: an exact duplicate)."""
-
-    kept: Row
-    dropped: list[tuple[Row, float | None]]
-
-
-class Unique(Step):
-    """The second pass of `Dedup`: drops the rows it has a verdict on."""
-
-    name: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
-
-    verdicts: dict[RowKey, Verdict]
-    clusters: dict[str, Any]
-
-    def facts(self) -> dict[str, Any]:
-        return self.clusters
-
-    def apply(self, table: pa.Table) -> StepOutput:
-        keys = zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True)
-        found = [self.verdicts.get(key, (None, None)) for key in keys]
-        reasons, details = (pa.array([verdict[i] for verdict in found], pa.string()) for i in range(2))
-        return StepOutput(*divide(self.name, table, reasons, details))
+    dropped: Rows
+    kept: Rows
+    similarity: NDArray[np.float64]  # nan for an exact duplicate
 
 
 class Dedup(GlobalStep):
     """Keeps one row of each cluster of duplicates, and settles contradictions."""
 
     name: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     on: Literal["pair", "prompt"] = Field(
         default="pair", description="What must be alike: prompt, chosen and rejected, or the prompt alone."
@@ -93,113 +67,119 @@ class Dedup(GlobalStep):
         default="drop", description="What happens where one row prefers A to B and another B to A on the same prompt."
     )
 
-    def summarise(self, tables: Iterator[pa.Table]) -> Step:
-        rows, sketches, index = list[Row](), dict[str, Sketch](), Index(self.near or 1)
-        for content in (row for table in tables for row in table.to_pylist()):
-            row = _row(content)
-            rows.append(row)
-            if self.near and self._text_key(row) not in sketches:
-                sketches[self._text_key(row)] = index.sketch(*self._parts(content))
-        verdicts = dict(self._contradictions(rows))
-        clusters = self._clusters([row for row in rows if row.key not in verdicts], sketches, index)
-        for cluster in clusters:
-            verdicts |= {row.key: self._duplicate(cluster.kept, similarity) for row, similarity in cluster.dropped}
-        return Unique(verdicts=verdicts, clusters=_facts(clusters))
+    def note(self, table: pa.Table) -> pa.Table:
+        """Where rows come from, their margins, hashes of their folded texts, and sketches of what must be alike."""
+        rows = frame_of(table, *SIDES, "score_chosen", "score_rejected")
+        margin = pl.col("score_chosen").cast(pl.Float64) - pl.col("score_rejected")
+        columns = {name: table[name] for name in ORIGIN}
+        columns["margin"] = rows.select(pl.when(margin.is_not_nan()).then(margin)).to_series().to_arrow()
+        columns |= {side: pa.array(message_hashes(rows, side)) for side in SIDES}
+        if self.near:
+            parts = self._parts(rows)
+            columns |= sketches(parts, [word_tokens(part) for part in parts], self.near)
+        return pa.table(columns)
 
-    def _text_key(self, row: Row) -> str:
-        return row.prompt if self.on == "prompt" else row.prompt + row.chosen + row.rejected
+    def judge(self, notes: Sequence[pa.Table]) -> Judgement:
+        rows = all_notes(self, notes)
+        order = ranked(rows)
+        contradicting, against = self._contradictions(rows, order)
+        clusters = self._clusters(rows, order[~np.isin(order, contradicting)])
+        dropped = np.concatenate([contradicting, clusters.dropped])
+        alike = np.where(np.isnan(clusters.similarity), f"duplicate_{self.on}", "near_duplicate")
+        reasons = pl.Series(["contradiction"] * len(contradicting) + alike.tolist(), dtype=pl.String)
+        details = pl.concat([against, _details(rows, clusters)])
+        verdicts = {"reason": on_rows(len(rows), dropped, reasons), "detail": on_rows(len(rows), dropped, details)}
+        return Judgement(for_parts(notes, pa.table(verdicts)), _facts(rows, clusters))
 
-    def _parts(self, content: dict[str, Any]) -> list[str]:
+    def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:
+        return StepOutput(*divide(self.name, table, *verdicts.select(["reason", "detail"]).combine_chunks().columns))
+
+    def _parts(self, rows: pl.DataFrame) -> list[pl.Series]:
         """What must be alike: the last question too, or a dialogue cut at two points would count twice."""
-        *history, question = content["prompt"] or [{"content": ""}]
-        prompt = [prompt_text(history), question["content"]]
-        answers = [prompt_text(content[side]) for side in ("chosen", "rejected")]
-        return prompt if self.on == "prompt" else prompt + answers
+        prompt = pl.col("prompt")
+        history = text_of(prompt.list.head(pl.max_horizontal(prompt.list.len(), 1) - 1))
+        parts = [history, prompt.list.last().struct.field("content")]
+        if self.on == "pair":
+            parts += [text_of(pl.col(side)) for side in SIDES[1:]]
+        return [rows.select(part.fill_null("")).to_series() for part in parts]
 
-    def _contradictions(self, rows: list[Row]) -> Iterator[tuple[RowKey, Verdict]]:
-        """A verdict on every row that another one on the same prompt contradicts and that is not to be kept."""
-        if self.contradictions == "keep":
-            return
-        says: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-        for row in rows:
-            says[row.prompt, row.chosen, row.rejected].append(row)
-        for (prompt, chosen, rejected), supporters in says.items():
-            against = says.get((prompt, rejected, chosen), []) if chosen != rejected else []
-            wins = self.contradictions == "keep-majority" and len(supporters) > len(against)
-            if against and not wins:
-                first = min(against, key=lambda row: row.rank)
-                detail = f"against {first.key[0]} ({len(supporters)} for, {len(against)} against; {_place(first)})"
-                yield from ((row.key, ("contradiction", detail)) for row in supporters)
+    def _contradictions(self, rows: pa.Table, order: Rows) -> tuple[Rows, pl.Series]:
+        """Every row that another one on the same prompt contradicts and that is not to be kept, and its detail."""
+        hashes = [values(rows, side) for side in SIDES]
+        says, opposite = combined(*hashes), combined(hashes[0], hashes[2], hashes[1])
+        contested = order[np.isin(says, opposite)[order] & (says != opposite)[order]]
+        if self.contradictions == "keep" or not len(contested):
+            return contested[:0], pl.Series(dtype=pl.String)
+        claims = pl.DataFrame({"row": contested, "claim": says[contested], "opposite": opposite[contested]})
+        votes = claims.group_by("claim").agg(first=pl.first("row"), votes=pl.len())
+        against = votes.rename({"claim": "opposite", "votes": "against"})
+        lost = claims.join(votes.select("claim", "votes"), on="claim").join(against, on="opposite")
+        if self.contradictions == "keep-majority":
+            lost = lost.filter(pl.col("votes") <= pl.col("against"))
+        first = origins(rows, lost["first"].to_numpy()).with_columns(lost["votes"], lost["against"])
+        detail = pl.format("against {} ({} for, {} against; {})", "id", "votes", "against", PLACE)
+        return lost["row"].to_numpy(), first.select(detail).to_series()
 
-    def _clusters(self, rows: list[Row], sketches: dict[str, Sketch], index: Index) -> list[Cluster]:
-        """Best row first: one like a row kept before goes to that row's cluster, any other is kept."""
-        clusters = list[Cluster]()
-        for first, *copies in _equal(rows, self._text_key if self.exact else lambda row: str(row.key)):
-            sketch = sketches.get(self._text_key(first))
-            # the most similar kept row, of several the best
-            match = max(index.matches(sketch), key=lambda m: (m[1], -m[0]), default=None) if sketch else None
-            if match:
-                clusters[match[0]].dropped.extend((row, match[1]) for row in (first, *copies))
-            else:
-                clusters.append(Cluster(first, [(row, None) for row in copies]))
-                if sketch:
-                    index.add(sketch)
-        return [cluster for cluster in clusters if cluster.dropped]
-
-    def _duplicate(self, kept: Row, similarity: float | None) -> Verdict:
-        if similarity is None:
-            return f"duplicate_{self.on}", f"of {kept.key[0]} ({_place(kept)})"
-        return "near_duplicate", f"of {kept.key[0]} (similarity {similarity:.2f}; {_place(kept)})"
+    def _clusters(self, rows: pa.Table, order: Rows) -> Clusters:
+        """Of equal rows the first stays; of those left, best first, each that is like no row kept before."""
+        texts = values(rows, "prompt") if self.on == "prompt" else combined(*(values(rows, side) for side in SIDES))
+        first = first_equal(texts[order]) if self.exact else np.arange(len(order))
+        stays, similarity = np.arange(len(order)), np.full(len(order), np.nan)
+        if self.near:
+            heads = np.flatnonzero(first == stays)
+            gone, keeper, alike = best_first(Sketches(rows, self.near), order[heads])
+            stays[heads[gone]], similarity[heads[gone]] = heads[keeper], alike
+        keeper, similarity = stays[first], similarity[first]
+        gone = np.flatnonzero(keeper != np.arange(len(order)))
+        gone = gone[np.lexsort((gone, first[gone], keeper[gone]))]
+        return Clusters(order[gone], order[keeper[gone]], similarity[gone])
 
 
-def _row(content: dict[str, Any]) -> Row:
-    scores = content["score_chosen"], content["score_rejected"]
-    margin = scores[0] - scores[1] if None not in scores else math.nan
-    return Row(
-        key=tuple(content[name] for name in KEY_COLUMNS),
-        margin=None if math.isnan(margin) else margin,
-        **{side: _folded(content[side]) for side in ("prompt", "chosen", "rejected")},
-    )
+# an exact duplicate has the id of the row that was kept for it, so the detail names its place
+PLACE = pl.format("row {} of {} {}", "source_row", "source", "source_file")
 
 
-def _folded(turns: Iterable[dict[str, str]]) -> str:
-    """Hash of the turns up to case, spacing and unicode form; punctuation counts, for `2 + 2` is not `2 * 2`."""
-    parts = (part for turn in turns for part in (turn["role"], _fold(turn["content"])))
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+def ranked(rows: pa.Table) -> Rows:
+    """All rows, the best first."""
+    margin = -values(rows, "margin", -np.inf)
+    keys = [values(rows, "source_row"), *(_alphabetical(rows[name]) for name in ("source_file", "source")), margin]
+    order = np.lexsort(keys)
+    equal = np.flatnonzero(np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys]))
+    tied = order[np.union1d(equal, equal + 1)]
+    if len(tied):  # several pairs from one record
+        ids = np.zeros(len(rows), np.int64)
+        ids[tied] = pl.Series(rows["id"].take(tied)).rank("dense").to_numpy()
+        order = np.lexsort([ids, *keys])
+    return order
 
 
-def _fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _alphabetical(texts: pa.ChunkedArray) -> NDArray[np.int32]:
+    """The places of texts among the distinct ones, of which there are few."""
+    places: NDArray[np.int32] = pc.index_in(texts, value_set=pc.unique(texts).sort()).to_numpy()
+    return places
 
 
-def _equal(rows: list[Row], key: Any) -> list[list[Row]]:
-    """Rows of equal `key` together, by rank; the groups by the rank of their first."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.rank):
-        groups[key(row)].append(row)
-    return list(groups.values())
+def _details(rows: pa.Table, clusters: Clusters) -> pl.Series:
+    similar = ["" if math.isnan(value) else f"similarity {value:.2f}; " for value in clusters.similarity.tolist()]
+    kept = origins(rows, clusters.kept).with_columns(pl.Series("similar", similar, pl.String))
+    return kept.select(pl.format("of {} ({}{})", "id", "similar", PLACE)).to_series()
 
 
-def _place(row: Row) -> str:
-    """Where a row comes from: an exact duplicate has the id of the row that was kept for it."""
-    _, source, file, number = row.key
-    return f"row {number} of {source} {file}"
-
-
-def _facts(clusters: list[Cluster]) -> dict[str, Any]:
+def _facts(rows: pa.Table, clusters: Clusters) -> dict[str, Any]:
     """How many clusters of which sizes, and who was dropped for whom in the largest, the best rows first."""
-    sizes = Counter(1 + len(cluster.dropped) for cluster in clusters)
-    largest = sorted(clusters, key=lambda cluster: -len(cluster.dropped))[:LARGEST]
+    starts = np.flatnonzero(np.diff(clusters.kept, prepend=-1))
+    dropped = np.diff(starts, append=len(clusters.kept))
+    sizes, counts = np.unique(dropped + 1, return_counts=True)
+    largest = np.argsort(-dropped, kind="stable")[:LARGEST].tolist()
     return {
-        "clusters": len(clusters),
-        "rows_in_clusters": sum(size * count for size, count in sizes.items()),
-        "cluster_sizes": {str(size): count for size, count in sorted(sizes.items())},
-        "largest_clusters": [
-            {
-                "size": 1 + len(cluster.dropped),
-                "kept": cluster.kept.key[0],
-                "dropped": [row.key[0] for row, _ in cluster.dropped[:LARGEST]],
-            }
-            for cluster in largest
-        ],
+        "clusters": len(starts),
+        "rows_in_clusters": int((sizes * counts).sum()),
+        "cluster_sizes": dict(zip(map(str, sizes.tolist()), counts.tolist(), strict=True)),
+        "largest_clusters": [_named(rows, clusters, starts[i], int(dropped[i])) for i in largest],
     }
+
+
+def _named(rows: pa.Table, clusters: Clusters, start: int, dropped: int) -> dict[str, Any]:
+    some = clusters.dropped[start : start + min(dropped, LARGEST)]
+    kept, *ids = rows["id"].take([clusters.kept[start], *some]).to_pylist()
+    return {"size": 1 + dropped, "kept": kept, "dropped": ids}

@@ -20,24 +20,30 @@ short          Chosen is less than half as long as rejected: 1 - 2 * chosen / re
                brevity was asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import reduce
 from operator import mul
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from orpo_data.schema import DROPPED, JUDGED
+from orpo_data.schema import DROPPED
+from orpo_data.steps.alike import Sketches, chains
+from orpo_data.steps.answers import alike, hashes_and_words
 from orpo_data.steps.flags import arrow, judged, rows_by_rule
-from orpo_data.steps.near import Groups, key_of, near_groups
+from orpo_data.steps.minhash import sketches
+from orpo_data.steps.near import key_hashes, word_tokens
+from orpo_data.steps.notes import Rows, all_notes, first_equal, frame_of, values
 from orpo_data.steps.rules.content import Refusal
-from orpo_data.steps.rules.folding import folded
 from orpo_data.steps.rules.rule import ANSWERS, pair_texts, text
-from orpo_data.steps.step import GlobalStep, Step, StepOutput
+from orpo_data.steps.step import GlobalStep, Judgement, StepOutput
+from orpo_data.steps.tokens import Hashes
 
-ROW = ["id", "source", "source_file", "source_row"]
+MEASURED = ("margin", "refusal", "alike", "ratio")
+VOTES = ("agreeing", "opposed", "chosen_won", "chosen_lost", "rejected_won", "rejected_lost")
 
 
 class Weights(BaseModel):
@@ -53,35 +59,11 @@ class Weights(BaseModel):
     short: float = Field(default=0.3, ge=0, le=1, description="Of a much shorter answer that was preferred.")
 
 
-class Score(Step):
-    """The second pass of `LabelNoise`: writes the column `label_noise`."""
-
-    name: ClassVar[str] = "label_noise"
-    version: ClassVar[int] = 1
-
-    flag_above: float | None
-    scores: pl.DataFrame  # ROW and label_noise
-    found: dict[str, Any]
-
-    def facts(self) -> dict[str, Any]:
-        return self.found
-
-    def apply(self, table: pa.Table) -> StepOutput:
-        rows = pl.DataFrame(table.select(ROW)).join(self.scores, on=ROW, how="left", maintain_order="left")
-        above = pl.lit(False) if self.flag_above is None else pl.col("label_noise") > self.flag_above
-        flagged = rows.with_row_index("row").filter(above)
-        flagged = flagged.select("row", rule=pl.lit(self.name), side=pl.lit("both"), value="label_noise")
-        kept = judged(table, flagged, [self.name])
-        noise = kept.schema.get_field_index("label_noise")
-        kept = kept.set_column(noise, kept.schema.field(noise), arrow(rows["label_noise"], pa.float32()))
-        return StepOutput(kept, DROPPED.empty_table(), flagged=rows_by_rule(flagged))
-
-
 class LabelNoise(GlobalStep):
     """Scores every pair by signals within it and among pairs on the same prompt; drops nothing."""
 
     name: ClassVar[str] = "label_noise"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weights: Weights = Weights()
     near: float | None = Field(
@@ -94,55 +76,97 @@ class LabelNoise(GlobalStep):
         default=None, ge=0, le=1, description="Flag rows whose score is above this; null flags none."
     )
 
-    def summarise(self, tables: Iterator[pa.Table]) -> Step:
-        """Scores from all JUDGED rows; neither their order nor their batches matter."""
-        rows = pl.concat([_measure(JUDGED.empty_table()), *map(_measure, tables)])
-        groups = near_groups(rows["prompt"], self.near) if self.near else Groups()
-        asked = pl.Series("prompt", [groups.find(key_of(prompt)) for prompt in rows["prompt"]], pl.String)
-        rows = _with_votes(rows.with_columns(asked))
-        trusted = [1 - getattr(self.weights, name) * signal for name, signal in SIGNALS.items()]
-        scores = rows.with_columns(label_noise=1 - reduce(mul, trusted))
-        found = {
-            "prompts_with_several_pairs": scores.group_by("prompt").len().filter(pl.col("len") > 1).height,
-            "contradicted_pairs": scores.filter(pl.col("opposed") > 0).height,
+    def note(self, table: pa.Table) -> pa.Table:
+        """What counts of each of the JUDGED rows; an answer is the hash of its folded text."""
+        pairs = pair_texts(table)
+        prompt = pairs["prompt_text"]
+        tokens = word_tokens(prompt)
+        columns = {"source": table["source"], "prompt": pa.array(key_hashes(prompt, tokens))} | _measured(pairs)
+        return pa.table(columns | (sketches([prompt], [tokens], self.near) if self.near else {}))
+
+    def judge(self, notes: Sequence[pa.Table]) -> Judgement:
+        rows = all_notes(self, notes)
+        asked = self._asked(rows)
+        votes = _votes(asked, values(rows, "chosen"), values(rows, "rejected"))
+        medians = frame_of(rows, "source", "margin").group_by("source").agg(median=pl.median("margin"))
+        verdicts, start = [], 0
+        for part in notes:
+            own = votes.filter(pl.col("row").is_between(start, start + len(part), closed="left"))
+            verdicts.append(self._scores(part, own.with_columns(pl.col("row") - start), medians))
+            start += len(part)
+        _, pairs = np.unique(asked, return_counts=True)
+        facts = {
+            "prompts_with_several_pairs": int((pairs > 1).sum()),
+            "contradicted_pairs": votes.filter(pl.col("opposed") > 0).height,
         }
-        return Score(flag_above=self.flag_above, scores=scores.select(*ROW, "label_noise").unique(ROW), found=found)
+        return Judgement(verdicts, facts)
+
+    def _scores(self, notes: pa.Table, votes: pl.DataFrame, medians: pl.DataFrame) -> pa.Table:
+        rows = frame_of(notes, "source", *MEASURED).with_row_index("row")
+        rows = rows.join(votes, on="row", how="left", maintain_order="left")
+        rows = rows.join(medians, on="source", how="left", maintain_order="left")
+        rows = rows.with_columns(pl.col(VOTES).fill_null(0))
+        trusted = [1 - getattr(self.weights, name) * signal for name, signal in SIGNALS.items()]
+        scores = rows.select(label_noise=1 - reduce(mul, trusted))
+        return pa.table({"label_noise": arrow(scores["label_noise"], pa.float64())})
+
+    def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:
+        """Write the column `label_noise`, and flags."""
+        rows = frame_of(verdicts, "label_noise").with_row_index("row")
+        above = pl.lit(False) if self.flag_above is None else pl.col("label_noise") > self.flag_above
+        flagged = rows.filter(above).select("row", rule=pl.lit(self.name), side=pl.lit("both"), value="label_noise")
+        kept = judged(table, flagged, [self.name])
+        noise = kept.schema.get_field_index("label_noise")
+        kept = kept.set_column(noise, kept.schema.field(noise), arrow(rows["label_noise"], pa.float32()))
+        return StepOutput(kept, DROPPED.empty_table(), flagged=rows_by_rule(flagged))
+
+    def _asked(self, rows: pa.Table) -> Rows:
+        """A number for each row, the same where the prompts ask the same."""
+        first = first_equal(values(rows, "prompt"))
+        if not self.near:
+            return first
+        heads = np.flatnonzero(first == np.arange(len(rows)))
+        asked = np.empty(len(rows), np.int64)
+        asked[heads] = chains(Sketches(rows, self.near), heads)
+        return asked[first]
 
 
-def _measure(table: pa.Table) -> pl.DataFrame:
-    """What of each row counts; an answer is the hash of its folded text."""
-    own = {name: pl.Series(name, table[name]) for name in ROW}
+def _measured(pairs: pl.DataFrame) -> dict[str, pa.Array]:
+    """What counts of a pair on its own; an answer is the hash of its folded text."""
     lengths = {side: text(side).str.len_chars() for side in ANSWERS}
-    words = {side: folded(text(side)).str.split(" ").list.unique() for side in ANSWERS}
     margin = pl.col("score_chosen").cast(pl.Float64) - pl.col("score_rejected")
     refusal = Refusal()
-    return pair_texts(table).select(
-        **own,
-        prompt=text("prompt"),
-        **{side: folded(text(side)).hash() for side in ANSWERS},
+    found = pairs.select(
         margin=pl.when(margin.is_finite()).then(margin),
         refusal=(refusal.measure("chosen") & ~refusal.measure("rejected")).cast(pl.Float64),
-        alike=words["chosen"].list.set_intersection(words["rejected"]).list.len()
-        / words["chosen"].list.set_union(words["rejected"]).list.len(),
         ratio=(lengths["chosen"] / lengths["rejected"]).fill_nan(1.0),
     )
+    columns = {name: arrow(found[name], pa.float64()) for name in found.columns}
+    chosen, words = hashes_and_words(pairs["chosen_text"])
+    rejected, others = hashes_and_words(pairs["rejected_text"])
+    answers = {"chosen": chosen, "rejected": rejected, "alike": alike(words, others, len(pairs))}
+    return columns | {name: pa.array(column) for name, column in answers.items()}
 
 
-def _with_votes(rows: pl.DataFrame) -> pl.DataFrame:
-    """Each row with how often, on its prompt, its answers won (were chosen) and lost, in any pair of two answers."""
-    differ = pl.col("chosen") != pl.col("rejected")
-    pairs = rows.filter(differ).group_by("prompt", "chosen", "rejected").len("agreeing")
+def _votes(asked: Rows, chosen: Hashes, rejected: Hashes) -> pl.DataFrame:
+    """Of rows on prompts with several pairs how often the answers won (were chosen) and lost, in any pair of two.
+
+    The other rows have none but their own vote, which tells nothing: they are left out.
+    """
+    several = np.flatnonzero((np.bincount(asked)[asked] > 1) & (chosen != rejected))
+    columns = {"row": several, "prompt": asked[several], "chosen": chosen[several], "rejected": rejected[several]}
+    rows = pl.DataFrame(columns)
+    pairs = rows.group_by("prompt", "chosen", "rejected").len("agreeing")
     won = pairs.group_by("prompt", answer="chosen").agg(won=pl.sum("agreeing"))
     lost = pairs.group_by("prompt", answer="rejected").agg(lost=pl.sum("agreeing"))
-    counted = rows.join(pairs, on=["prompt", "chosen", "rejected"], how="left")
+    rows = rows.join(pairs, on=["prompt", "chosen", "rejected"], how="left")
     opposite = pairs.select("prompt", chosen="rejected", rejected="chosen", opposed="agreeing")
-    counted = counted.join(opposite, on=["prompt", "chosen", "rejected"], how="left")
+    rows = rows.join(opposite, on=["prompt", "chosen", "rejected"], how="left")
     for side in ANSWERS:
         for votes, name in ((won, "won"), (lost, "lost")):
             votes = votes.rename({"answer": side, name: f"{side}_{name}"})
-            counted = counted.join(votes, on=["prompt", side], how="left")
-    counts = pl.col("agreeing", "opposed", "^(chosen|rejected)_(won|lost)$").fill_null(0).cast(pl.Int64)
-    return counted.with_columns(pl.when(differ).then(counts).otherwise(0))
+            rows = rows.join(votes, on=["prompt", side], how="left")
+    return rows.select("row", pl.col(VOTES).fill_null(0).cast(pl.Int64))
 
 
 def _share(part: pl.Expr, other: pl.Expr) -> pl.Expr:
@@ -158,9 +182,9 @@ SIGNALS = {
     ),
     "margin": pl.when(pl.col("margin") <= 0)
     .then(1.0)
-    .otherwise((1 - pl.col("margin") / pl.median("margin").over("source")).clip(0, 1).fill_null(0.0)),
+    .otherwise((1 - pl.col("margin") / pl.col("median")).clip(0, 1).fill_null(0.0)),
     "refusal": pl.col("refusal"),
     "alike": (2 * pl.col("alike") - 1).clip(0, 1),
     "short": (1 - 2 * pl.col("ratio")).clip(0, 1),
 }
-"""Signals over the rows of `_with_votes`, each in 0..1."""
+"""Signals over what was measured of a row, its votes and the median margin of its source, each in 0..1."""

@@ -1,18 +1,19 @@
 """Keeps a share or a number of a source's rows, so that several sources mix in the proportions of the recipe."""
 
-import heapq
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from orpo_data.errors import OrpoError
 from orpo_data.steps.draws import draw, uniform
-from orpo_data.steps.step import GlobalStep, Step, StepOutput, divide
+from orpo_data.steps.notes import all_notes, for_parts, values
+from orpo_data.steps.step import GlobalStep, Judgement, Step, StepOutput, divide
 
-Place = tuple[int, str, str, int]
-"""A row in the order in which rows are taken: its draw, then id, file and row for rows of equal content."""
+ORDER = ("id", "source_file", "source_row")  # of rows of equal content, which draw the same
 
 
 class Sample(Step):
@@ -25,7 +26,8 @@ class Sample(Step):
     seed: int = Field(default=42, description="Seed of the draws.")
 
     def apply(self, table: pa.Table) -> StepOutput:
-        return _keep(table, [uniform(self.seed, "sample", i) < self.share for i in table["id"].to_pylist()])
+        drawn = (uniform(self.seed, "sample", row_id) for row_id in table["id"].to_pylist())
+        return _keep(table, pa.array((number < self.share for number in drawn), pa.bool_()))
 
 
 class Take(GlobalStep):
@@ -38,32 +40,27 @@ class Take(GlobalStep):
     seed: int = Field(default=42, description="Seed of the draws.")
     source: str = Field(description="Name of the source, for messages.")
 
-    def summarise(self, tables: Iterator[pa.Table]) -> Step:
+    def note(self, table: pa.Table) -> pa.Table:
+        draws = [draw(self.seed, "sample", row_id) for row_id in table["id"].to_pylist()]
+        return table.select(ORDER).append_column("draw", pa.array(draws, pa.uint64()))
+
+    def judge(self, notes: Sequence[pa.Table]) -> Judgement:
         """OrpoError if there are fewer rows than asked for."""
-        taken = heapq.nsmallest(self.count, (place for table in tables for place in places(table, self.seed)))
-        if len(taken) < self.count:
-            raise OrpoError(f"source {self.source!r}: count asks for {self.count} pairs, there are {len(taken)}")
-        return UpTo(last=taken[-1], seed=self.seed)
+        rows = all_notes(self, notes)
+        if len(rows) < self.count:
+            raise OrpoError(f"source {self.source!r}: count asks for {self.count} pairs, there are {len(rows)}")
+        draws = values(rows, "draw")
+        last = np.partition(draws, self.count - 1)[self.count - 1]
+        keep = draws < last
+        tied = np.flatnonzero(draws == last)
+        first = pc.sort_indices(rows.select(ORDER).take(tied), [(name, "ascending") for name in ORDER])
+        keep[tied[first[: self.count - keep.sum()]]] = True
+        return Judgement(for_parts(notes, pa.table({"keep": keep})))
+
+    def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:
+        return _keep(table, verdicts["keep"])
 
 
-class UpTo(Step):
-    """The second pass of `Take`: keeps the rows up to a place."""
-
-    name: ClassVar[str] = "sample"
-    version: ClassVar[int] = 1
-
-    last: Place
-    seed: int
-
-    def apply(self, table: pa.Table) -> StepOutput:
-        return _keep(table, [place <= self.last for place in places(table, self.seed)])
-
-
-def places(table: pa.Table, seed: int) -> Iterator[Place]:
-    columns: list[list[Any]] = [table[name].to_pylist() for name in ("id", "source_file", "source_row")]
-    return ((draw(seed, "sample", row_id), row_id, *origin) for row_id, *origin in zip(*columns, strict=True))
-
-
-def _keep(table: pa.Table, keep: list[bool]) -> StepOutput:
-    reasons = pa.array([None if kept else "not_sampled" for kept in keep], pa.string())
+def _keep(table: pa.Table, keep: pa.Array | pa.ChunkedArray) -> StepOutput:
+    reasons = pc.if_else(keep, pa.scalar(None, pa.string()), "not_sampled")
     return StepOutput(*divide("sample", table, reasons, pa.nulls(len(table), pa.string())))

@@ -9,41 +9,50 @@ or is dropped when its like arrives in train. No rule does better without rememb
 resembles one of each side has to cost somebody its place. This one costs at most the share held out, never train.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
+from orpo_data.steps.alike import Sketches, across
 from orpo_data.steps.draws import uniform
-from orpo_data.steps.near import Index, Sketch, key_of, prompt_text
-from orpo_data.steps.step import GlobalStep, Step, StepOutput, divide
+from orpo_data.steps.minhash import sketches
+from orpo_data.steps.near import key_hashes, keys_of, word_tokens
+from orpo_data.steps.notes import (
+    CONTENT,
+    Rows,
+    all_notes,
+    first_equal,
+    for_parts,
+    frame_of,
+    on_rows,
+    text_of,
+    values,
+)
+from orpo_data.steps.step import GlobalStep, Judgement, StepOutput, divide
+from orpo_data.steps.tokens import Hashes
 
 TRAIN, EVAL = "train", "eval"
 SPLITS = [TRAIN, EVAL]
 SEEN = "seen_in_train"
 
-Messages = list[dict[str, str]]
 
-
-def opening_text(prompt: Messages) -> str:
+def opening_text(prompt: list[dict[str, str]]) -> str:
     """The first turn that is not the system's: a dialogue cut at several points keeps it."""
     return next((turn["content"] for turn in prompt if turn["role"] != "system"), "")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What of the held-out side train has seen, and in which of its rows."""
-
-    openings: dict[str, str]  # by key of an opening: the id of a train row
-    prompts: dict[str, str]  # by key of a prompt: a near-duplicate, as a detail
-
-    def detail(self, opening: str, prompt: str) -> str | None:
-        if opening in self.openings:
-            return f"opening of {self.openings[opening]}"
-        return self.prompts.get(prompt)
+OPENING = (
+    pl.col("prompt")
+    .list.eval(CONTENT.filter(pl.element().struct.field("role") != "system"))
+    .list.get(0, null_on_oob=True)
+    .fill_null("")
+)
+"""`opening_text` of each row."""
 
 
 class Split(GlobalStep):
@@ -53,7 +62,7 @@ class Split(GlobalStep):
     """
 
     name: ClassVar[str] = "split"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     eval_fraction: float = Field(default=0.02, ge=0, lt=1, description="Share of the openings that is held out.")
     eval_fractions: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -72,96 +81,83 @@ class Split(GlobalStep):
         fraction = self.eval_fractions.get(source, self.eval_fraction)
         return EVAL if uniform(self.seed, "split", opening) < fraction else TRAIN
 
-    def summarise(self, tables: Iterator[pa.Table]) -> Step:
-        sides = {side: _Prompts(self.near_duplicate) for side in SPLITS}
-        alike: dict[str, list[tuple[str, float]]] = defaultdict(list)  # by held-out prompt: those of train
-        rows = Counter[tuple[str, str, str, str]]()
-        for source, row_id, prompt in _rows(tables):
-            opening, key = key_of(opening_text(prompt)), key_of(prompt_text(prompt))
-            side = self.side(source, opening)
-            rows[source, side, opening, key] += 1
-            if sketch := sides[side].add(key, opening, row_id, prompt):
-                for other, similarity in sides[TRAIN if side == EVAL else EVAL].like(sketch):
-                    held_out, train = (key, other) if side == EVAL else (other, key)
-                    alike[held_out].append((train, similarity))
-        seen = _seen(sides[TRAIN], sides[EVAL], alike)
-        return Assign(split=self, seen=seen, sources=_count(rows, seen))
+    def note(self, table: pa.Table) -> pa.Table:
+        """The side drawn for each row, hashes of its opening and its prompt, and a sketch of the prompt."""
+        rows = frame_of(table, "prompt", "source")
+        opening, prompt = rows.select(OPENING).to_series(), rows.select(text_of(pl.col("prompt"))).to_series()
+        tokens = word_tokens(prompt)
+        keys = keys_of(opening, word_tokens(opening))
+        held_out = [self.side(*of) == EVAL for of in zip(rows["source"].to_list(), keys, strict=True)]
+        columns = {
+            "id": table["id"],
+            "source": table["source"],
+            "held_out": pa.array(held_out, pa.bool_()),
+            "opening": pa.array([int(key[:16], 16) for key in keys], pa.uint64()),
+            "prompt": pa.array(key_hashes(prompt, tokens)),
+        }
+        return pa.table(columns | sketches([prompt], [tokens], self.near_duplicate))
+
+    def judge(self, notes: Sequence[pa.Table]) -> Judgement:
+        rows = all_notes(self, notes)
+        drawn = values(rows, "held_out")
+        held_out, train = np.flatnonzero(drawn), np.flatnonzero(~drawn)
+        seen = _openings_seen(rows, held_out, train).fill_null(self._prompts_seen(rows, held_out, train))
+        sides = pc.if_else(pa.array(drawn), EVAL, TRAIN)
+        verdicts = pa.table({"split": sides, "detail": on_rows(len(rows), held_out, seen)})
+        return Judgement(for_parts(notes, verdicts), {"sources": _mix(rows["source"], verdicts)})
+
+    def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:
+        """Add the column `split`, and drop held-out rows that train has seen."""
+        verdicts = verdicts.combine_chunks()
+        seen = pc.is_valid(verdicts["detail"])
+        reasons = pc.if_else(seen, SEEN, pa.scalar(None, pa.string()))
+        kept, dropped = divide(self.name, table, reasons, verdicts["detail"])
+        return StepOutput(kept.append_column("split", verdicts["split"].filter(pc.invert(seen))), dropped)
+
+    def _prompts_seen(self, rows: pa.Table, held_out: Rows, train: Rows) -> pl.Series:
+        """For each held-out row the row of train with the prompt most like its own, as a detail."""
+        keys = values(rows, "prompt")
+        ours, theirs = (some[_first_ones(keys[some])] for some in (held_out, train))
+        alike = across(Sketches(rows, self.near_duplicate), ours, theirs)
+        pairs = {"prompt": keys[ours[alike.first]], "train": keys[theirs[alike.second]], "alike": alike.similarity}
+        most = pl.DataFrame(pairs).filter(pl.col("alike") == pl.max("alike").over("prompt"))
+        ids = _least_ids(rows, train, "prompt", most["train"])
+        most = most.join(ids, left_on="train", right_on="prompt")
+        most = most.group_by("prompt").agg(pl.min("id"), pl.first("alike"))
+        details = [f"of {row_id} (similarity {alike:.2f})" for _, row_id, alike in most.iter_rows()]
+        found = most.select("prompt", detail=pl.Series(details, dtype=pl.String))
+        return _looked_up(pl.Series("prompt", keys[held_out]), found)["detail"]
 
 
-class _Prompts:
-    """The distinct prompts and openings of one side, each with the smallest id of its rows."""
-
-    def __init__(self, near_duplicate: float) -> None:
-        self.prompts: dict[str, str] = {}
-        self.openings: dict[str, str] = {}
-        self._index = Index(near_duplicate)
-        self._keys: list[str] = []
-
-    def add(self, key: str, opening: str, row_id: str, prompt: Messages) -> Sketch | None:
-        """Add a row; the sketch of its prompt if that was not there yet."""
-        known = key in self.prompts
-        self.prompts[key] = min(row_id, self.prompts.get(key, row_id))
-        self.openings[opening] = min(row_id, self.openings.get(opening, row_id))
-        if known:
-            return None
-        sketch = self._index.sketch(prompt_text(prompt))
-        self._index.add(sketch)
-        self._keys.append(key)
-        return sketch
-
-    def like(self, sketch: Sketch) -> Iterator[tuple[str, float]]:
-        """Key and similarity of every prompt that is a near-duplicate."""
-        return ((self._keys[number], similarity) for number, similarity in self._index.matches(sketch))
+def _openings_seen(rows: pa.Table, held_out: Rows, train: Rows) -> pl.Series:
+    """For each held-out row a row of train with its opening, as a detail: sources may draw one opening differently."""
+    opening = pl.Series("opening", values(rows, "opening")[held_out])
+    ids = _least_ids(rows, train, "opening", opening)
+    return _looked_up(opening, ids).select(pl.format("opening of {}", "id")).to_series()
 
 
-class Assign(Step):
-    """The second pass of `Split`: adds the column `split`, and drops held-out rows that train has seen."""
-
-    name: ClassVar[str] = "split"
-    version: ClassVar[int] = 2
-
-    split: Split
-    seen: Seen
-    sources: dict[str, dict[str, int]]
-
-    def facts(self) -> dict[str, Any]:
-        """The mix: rows of each source on each side, and its share of all that are kept."""
-        kept = {source: counts[TRAIN] + counts[EVAL] for source, counts in self.sources.items()}
-        total = sum(kept.values()) or 1
-        return {"sources": {s: {**self.sources[s], "share": round(kept[s] / total, 4)} for s in self.sources}}
-
-    def apply(self, table: pa.Table) -> StepOutput:
-        sides, details = list[str](), list[str | None]()
-        for source, _, prompt in _rows(iter([table])):
-            opening = key_of(opening_text(prompt))
-            side = self.split.side(source, opening)
-            sides.append(side)
-            details.append(self.seen.detail(opening, key_of(prompt_text(prompt))) if side == EVAL else None)
-        reasons = [SEEN if detail else None for detail in details]
-        kept, dropped = divide(self.name, table, pa.array(reasons, pa.string()), pa.array(details, pa.string()))
-        left = [side for side, reason in zip(sides, reasons, strict=True) if not reason]
-        return StepOutput(kept.append_column("split", pa.array(left, pa.string())), dropped)
+def _least_ids(rows: pa.Table, some: Rows, key: str, wanted: pl.Series) -> pl.DataFrame:
+    """The smallest id of the rows among `some` that have a wanted key, for each key."""
+    having = some[np.isin(values(rows, key)[some], wanted.to_numpy())]
+    return frame_of(rows.select([key, "id"]).take(having), key, "id").group_by(key).agg(pl.min("id"))
 
 
-def _rows(tables: Iterator[pa.Table]) -> Iterator[tuple[str, str, Messages]]:
-    """source, id and prompt of every row."""
-    for table in tables:
-        yield from zip(*(table[name].to_pylist() for name in ("source", "id", "prompt")), strict=True)
+def _looked_up(keys: pl.Series, found: pl.DataFrame) -> pl.DataFrame:
+    """A row for each key, of nulls where nothing was found for it."""
+    return keys.to_frame().join(found, on=keys.name, how="left", maintain_order="left")
 
 
-def _seen(train: _Prompts, held_out: _Prompts, alike: dict[str, list[tuple[str, float]]]) -> Seen:
-    """For each held-out prompt the most similar one of train; several sources may draw one opening differently."""
-    openings = {opening: row_id for opening, row_id in train.openings.items() if opening in held_out.openings}
-    prompts = {}
-    for key, matches in alike.items():
-        similarity, row_id = min((-similarity, train.prompts[match]) for match, similarity in matches)
-        prompts[key] = f"of {row_id} (similarity {-similarity:.2f})"
-    return Seen(openings, prompts)
+def _first_ones(keys: Hashes) -> Rows:
+    return np.flatnonzero(first_equal(keys) == np.arange(len(keys)))
 
 
-def _count(rows: Counter[tuple[str, str, str, str]], seen: Seen) -> dict[str, dict[str, int]]:
-    """Rows of each source by what becomes of them."""
-    counts = {source: dict.fromkeys([*SPLITS, SEEN], 0) for source in sorted({source for source, *_ in rows})}
-    for (source, side, opening, prompt), number in rows.items():
-        counts[source][SEEN if side == EVAL and seen.detail(opening, prompt) else side] += number
-    return counts
+def _mix(sources: pa.ChunkedArray, verdicts: pa.Table) -> dict[str, dict[str, Any]]:
+    """Rows of each source by what becomes of them, and its share of all that are kept."""
+    outcomes = pc.if_else(pc.is_valid(verdicts["detail"]), SEEN, verdicts["split"])
+    found = pl.DataFrame({"source": pl.Series(sources), "outcome": pl.Series(outcomes)}).group_by(pl.all()).len()
+    counts = {source: dict.fromkeys([*SPLITS, SEEN], 0) for source in sorted(found["source"].unique())}
+    for source, outcome, rows in found.iter_rows():
+        counts[source][outcome] = rows
+    kept = {source: of[TRAIN] + of[EVAL] for source, of in counts.items()}
+    total = sum(kept.values()) or 1
+    return {source: {**of, "share": round(kept[source] / total, 4)} for source, of in counts.items()}

@@ -1,6 +1,7 @@
 """Of what says the same one row stays, whatever the order; and every row dropped resembles the one kept for it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from orpo_data.schema import PAIRS, pair_id
 from orpo_data.sources.files import find_files, read_records
 from orpo_data.steps.clean import Clean
-from orpo_data.steps.dedup import Dedup, Unique
+from orpo_data.steps.dedup import Dedup
 from orpo_data.steps.parse import Parse
 
 SENTENCE = "Blot it with kitchen paper, never rub, then cover the stain with salt and wait for about ten minutes"
@@ -32,18 +33,17 @@ def pair(prompt: str, chosen: str, rejected: str, row: int, margin: float | None
     }
 
 
-def run(rows: list[Any], batch: int = 100, **config: Any) -> tuple[list[Any], list[Any], Unique]:
-    """Kept rows, dropped rows, and the step that told them apart."""
-    table = pa.Table.from_pylist(rows, schema=PAIRS)
-    batches = [table.slice(start, batch) for start in range(0, max(1, len(rows)), batch)]
-    step = Dedup(**config).summarise(iter(batches))
-    assert isinstance(step, Unique)
-    outputs = [step.apply(part) for part in batches]
-    kept, dropped = (
-        pa.concat_tables(getattr(output, name) for output in outputs).to_pylist() for name in ("kept", "dropped")
-    )
-    assert len(kept) + len(dropped) == len(rows)
-    return kept, dropped, step
+@pytest.fixture(scope="session")
+def run(run_global: Any) -> Callable[..., tuple[list[Any], list[Any], dict[str, Any]]]:
+    """Kept rows, dropped rows and facts of rows that lie in parts of some rows each."""
+
+    def run(rows: list[Any], batch: int = 100, part: int = 100, **config: Any) -> Any:
+        table = pa.Table.from_pylist(rows, schema=PAIRS)
+        parts = [table.slice(start, part) for start in range(0, max(1, len(rows)), part)]
+        out = run_global(Dedup(**config), parts, batch)
+        return out.kept.to_pylist(), out.dropped.to_pylist(), out.facts
+
+    return run
 
 
 def numbers(rows: list[Any]) -> list[int]:
@@ -68,13 +68,13 @@ ROW = pair("How?", "So.", "No.", 0)
         (pair("How?", "No.", "So.", 1), "contradiction"),
     ],
 )
-def test_reasons(other: Any, reason: str | None) -> None:
+def test_reasons(run: Any, other: Any, reason: str | None) -> None:
     kept, dropped, _ = run([ROW, other])
     assert [row["reason"] for row in dropped] == ([reason] if reason else []) * (2 if reason == "contradiction" else 1)
     assert numbers(kept) == ([0, 1] if reason is None else [] if reason == "contradiction" else [0])
 
 
-def test_the_detail_names_the_row_that_stays() -> None:
+def test_the_detail_names_the_row_that_stays(run: Any) -> None:
     near = pair("How?", f"{SENTENCE} or so", "No.", 2)  # 17 + 1 + 1 runs of 19 + 1 + 1
     rows = [pair("How?", SENTENCE, "No.", 0), pair("how?", SENTENCE, "No.", 1), near]
     _, dropped, _ = run(rows)
@@ -85,7 +85,7 @@ def test_the_detail_names_the_row_that_stays() -> None:
     assert [json.loads(row["row"])["source_row"] for row in dropped] == [1, 2]
 
 
-def test_the_widest_margin_stays_then_the_first_by_origin() -> None:
+def test_the_widest_margin_stays_then_the_first_by_origin(run: Any) -> None:
     kept, _, _ = run(
         [pair("How?", "So.", "No.", 0), pair("How?", "So.", "No.", 1, 0.5), pair("How?", "So.", "No.", 2, 2)]
     )
@@ -96,7 +96,7 @@ def test_the_widest_margin_stays_then_the_first_by_origin() -> None:
     assert numbers(kept) == [4]
 
 
-def test_chains_of_near_duplicates_are_not_followed() -> None:
+def test_chains_of_near_duplicates_are_not_followed(run: Any) -> None:
     """b resembles a and c, a and c do not resemble each other: only b goes when a is the best."""
     words = [f"w{i}" for i in range(40)]
     a, b, c = (pair("How?", " ".join(words[i : i + 30]), "No.", row) for row, i in enumerate((0, 5, 10)))
@@ -106,7 +106,7 @@ def test_chains_of_near_duplicates_are_not_followed() -> None:
     assert "similarity 0.71" in dropped[0]["detail"]
 
 
-def test_the_most_similar_row_gets_the_near_duplicate_then_the_best() -> None:
+def test_the_most_similar_row_gets_the_near_duplicate_then_the_best(run: Any) -> None:
     words = [f"w{i}" for i in range(60)]
     a, c, d = (pair("How?", " ".join(words[i : i + 40]), "No.", row, margin) for row, i, margin in
                ((0, 0, 3), (1, 16, 2), (2, 9, 1)))  # fmt: skip
@@ -117,14 +117,14 @@ def test_the_most_similar_row_gets_the_near_duplicate_then_the_best() -> None:
     assert [(row["source_row"], row["detail"].split()[1]) for row in dropped] == [(2, a["id"])]
 
 
-def test_copies_of_a_near_duplicate_follow_it() -> None:
+def test_copies_of_a_near_duplicate_follow_it(run: Any) -> None:
     near = f"{SENTENCE} or so"
     rows = [pair("How?", SENTENCE, "No.", 0, 3), pair("How?", near, "No.", 1, 2), pair("how?", near, "NO.", 2, 1)]
-    kept, dropped, step = run(rows)
+    kept, dropped, facts = run(rows)
     assert numbers(kept) == [0]
     assert [row["reason"] for row in dropped] == ["near_duplicate"] * 2
     assert all(rows[0]["id"] in row["detail"] for row in dropped)
-    assert step.facts() == {
+    assert facts == {
         "clusters": 1,
         "rows_in_clusters": 3,
         "cluster_sizes": {"3": 1},
@@ -134,7 +134,7 @@ def test_copies_of_a_near_duplicate_follow_it() -> None:
     }  # fmt: skip
 
 
-def test_a_dialogue_cut_at_two_points_is_two_rows() -> None:
+def test_a_dialogue_cut_at_two_points_is_two_rows(run: Any) -> None:
     """They share a long history and ask something else at the end."""
     long, short = pair(SENTENCE, "So.", "No.", 0), pair(SENTENCE, "So.", "No.", 1)
     long["prompt"] += [{"role": "assistant", "content": SENTENCE}, {"role": "user", "content": "And then?"}]
@@ -143,7 +143,7 @@ def test_a_dialogue_cut_at_two_points_is_two_rows() -> None:
         assert numbers(run([long, short], on=on, near=0.5)[0]) == [0, 1]
 
 
-def test_on_the_prompt_alone() -> None:
+def test_on_the_prompt_alone(run: Any) -> None:
     rows = [pair("How?", "So.", "No.", 0), pair("HOW?", "Thus.", "Never.", 1), pair("How", "A.", "B.", 2)]
     kept, dropped, _ = run(rows, on="prompt")
     assert numbers(kept) == [0]
@@ -151,7 +151,7 @@ def test_on_the_prompt_alone() -> None:
     assert numbers(run(rows, on="prompt", near=None)[0]) == [0, 2]
 
 
-def test_what_is_not_asked_for_stays() -> None:
+def test_what_is_not_asked_for_stays(run: Any) -> None:
     same = [pair("How?", "So.", "No.", 0), pair("how?", "So.", "No.", 1)]
     assert numbers(run(same, exact=False, near=None)[0]) == [0, 1]
     assert [row["reason"] for row in run(same, exact=False)[1]] == ["near_duplicate"]
@@ -167,7 +167,7 @@ def test_what_is_not_asked_for_stays() -> None:
         ("keep", (1, 1), [0, 1]),
     ],
 )
-def test_contradictions(policy: str, votes: tuple[int, int], kept: list[int]) -> None:
+def test_contradictions(run: Any, policy: str, votes: tuple[int, int], kept: list[int]) -> None:
     rows = [pair("How?", "So.", "No.", i) for i in range(votes[0])]
     rows += [pair("how?", "No.", "so.", votes[0] + i) for i in range(votes[1])]
     left, dropped, _ = run(rows, contradictions=policy, exact=False, near=None)
@@ -180,22 +180,22 @@ def test_contradictions(policy: str, votes: tuple[int, int], kept: list[int]) ->
         assert f"({mine} for, {other} against; row " in row["detail"]
 
 
-def test_two_equal_answers_contradict_nothing() -> None:
+def test_two_equal_answers_contradict_nothing(run: Any) -> None:
     assert numbers(run([pair("How?", "So.", "so.", 0)])[0]) == [0]
 
 
-def test_only_the_largest_clusters_are_named() -> None:
+def test_only_the_largest_clusters_are_named(run: Any) -> None:
     rows = [
         pair(f"Question {i} of {i} is {i}?", "So.", "No.", 100 * i + j) for i in range(25) for j in range(2 + (i == 7))
     ]
-    facts = run(rows)[2].facts()
+    facts = run(rows)[2]
     assert facts["cluster_sizes"] == {"2": 24, "3": 1}
     assert (facts["clusters"], facts["rows_in_clusters"]) == (25, 51)
     assert [cluster["size"] for cluster in facts["largest_clusters"]] == [3] + [2] * 19
 
 
-def test_an_empty_dataset() -> None:
-    assert run([])[2].facts() == {"clusters": 0, "rows_in_clusters": 0, "cluster_sizes": {}, "largest_clusters": []}
+def test_an_empty_dataset(run: Any) -> None:
+    assert run([])[2] == {"clusters": 0, "rows_in_clusters": 0, "cluster_sizes": {}, "largest_clusters": []}
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------
@@ -218,15 +218,16 @@ configs = st.fixed_dictionaries(
 @given(drawn, configs, st.data())
 @example([("b c d", "a", "b", None)] * 3, {}, None)
 def test_neither_order_nor_batches_matter_and_once_is_enough(
-    drawn: list[Any], config: dict[str, Any], data: st.DataObject | None
+    run: Any, drawn: list[Any], config: dict[str, Any], data: st.DataObject | None
 ) -> None:
     rows = [pair(*texts, row, margin) for row, (*texts, margin) in enumerate(drawn)]
-    kept, dropped, step = run(rows, **config)
+    kept, dropped, facts = run(rows, **config)
     verdicts = {row["source_row"]: (row["reason"], row["detail"]) for row in dropped}
     order = data.draw(st.permutations(rows)) if data else rows[::-1]
-    _, dropped_again, step_again = run(order, batch=data.draw(st.integers(1, 5)) if data else 1, **config)
+    batch, part = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 9))) if data else (1, 2)
+    _, dropped_again, facts_again = run(order, batch, part, **config)
     assert {row["source_row"]: (row["reason"], row["detail"]) for row in dropped_again} == verdicts
-    assert step_again.facts() == step.facts()
+    assert facts_again == facts
     assert numbers(run(kept, **config)[0]) == numbers(kept)
     ids = {row["id"] for row in kept}
     for row in dropped:
@@ -234,10 +235,10 @@ def test_neither_order_nor_batches_matter_and_once_is_enough(
             assert row["detail"].split()[1] in ids
 
 
-def test_planted_duplicates_of_the_samples(request: pytest.FixtureRequest) -> None:
+def test_planted_duplicates_of_the_samples(run_global: Any, request: pytest.FixtureRequest) -> None:
     """pipelines/samples/hh_rlhf/DEFECTS.md: a contradiction, an exact copy and a pair with a few words changed."""
     folder = request.config.rootpath / "pipelines/samples/hh_rlhf"
-    dropped, _ = dedup_files(folder)
+    dropped, _ = dedup_files(run_global, folder)
     found = {(row["reason"], row["source_file"], row["source_row"]) for row in dropped}
     assert {
         ("contradiction", "harmless-base/train.jsonl.gz", 0),
@@ -247,23 +248,22 @@ def test_planted_duplicates_of_the_samples(request: pytest.FixtureRequest) -> No
     } <= found
 
 
-def test_real_dialogues(real_data: Path) -> None:
+def test_real_dialogues(run_global: Any, real_data: Path) -> None:
     """As published they hold no pair twice, but questions of one pattern."""
-    dropped, rows = dedup_files(real_data / "hh_rlhf/helpful-base")
+    dropped, rows = dedup_files(run_global, real_data / "hh_rlhf/helpful-base")
     assert rows > 1500
     assert dropped == []
-    dropped, _ = dedup_files(real_data / "hh_rlhf/helpful-base", on="prompt", near=0.8)
+    dropped, _ = dedup_files(run_global, real_data / "hh_rlhf/helpful-base", on="prompt", near=0.8)
     assert 5 < len(dropped) < 40
     assert {row["reason"] for row in dropped} == {"near_duplicate"}
     assert all(float(row["detail"].split("similarity ")[1][:4]) >= 0.8 for row in dropped)
 
 
-def dedup_files(folder: Path, **config: Any) -> tuple[list[Any], int]:
+def dedup_files(run_global: Any, folder: Path, **config: Any) -> tuple[list[Any], int]:
     """Dropped rows, and how many went in."""
     tables = [
         Clean().apply(Parse(dataset="hh-rlhf").apply(table).kept).kept
         for file in find_files(str(folder))
         for table in read_records(file, "hh")
     ]
-    step = Dedup(**config).summarise(iter(tables))
-    return [row for table in tables for row in step.apply(table).dropped.to_pylist()], sum(map(len, tables))
+    return run_global(Dedup(**config), tables).dropped.to_pylist(), sum(map(len, tables))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from orpo_data.schema import JUDGED, PAIRS
 from orpo_data.steps.clean import Clean
 from orpo_data.steps.label_noise import LabelNoise, Weights
+from orpo_data.steps.step import Judgement
 
 FAR, NEAR = "It grows towards the window.", "Nobody can know such things."
 THIRD, FOURTH = "Ask the gardener about them.", "Plants love warmth and rain."
@@ -29,28 +30,34 @@ def judged(make_pair):
     return make
 
 
-def score(table: pa.Table, **config: Any) -> list[float]:
-    out = LabelNoise(**config).summarise(iter([table])).apply(table)
-    assert len(out.dropped) == 0
-    assert out.kept.drop_columns(["label_noise", "flags"]).equals(table.drop_columns(["label_noise", "flags"]))
-    return [round(value, 4) for value in out.kept["label_noise"].to_pylist()]
+@pytest.fixture(scope="session")
+def score(run_global):
+    """The scores of a table's rows."""
+
+    def score(table: pa.Table, **config: Any) -> list[float]:
+        out = run_global(LabelNoise(**config), [table])
+        assert len(out.dropped) == 0
+        assert out.kept.drop_columns(["label_noise", "flags"]).equals(table.drop_columns(["label_noise", "flags"]))
+        return [round(value, 4) for value in out.kept["label_noise"].to_pylist()]
+
+    return score
 
 
-def test_nothing_suspicious(judged):
+def test_nothing_suspicious(score, judged):
     assert score(judged(("Why?", FAR, NEAR), ("How?", NEAR, THIRD))) == [0, 0]
 
 
-def test_a_contradiction_is_a_toss_of_a_coin(judged):
+def test_a_contradiction_is_a_toss_of_a_coin(score, judged):
     assert score(judged(("Why?", FAR, NEAR), ("Why?", NEAR, FAR))) == [0.5, 0.5]
 
 
-def test_the_minority_is_the_more_likely_wrong(judged):
+def test_the_minority_is_the_more_likely_wrong(score, judged):
     votes = [("Why?", FAR, NEAR)] * 3 + [("why", NEAR.upper(), FAR)]
     assert score(judged(*votes)) == [0.25, 0.25, 0.25, 0.75]
     assert score(judged(*votes), weights={"contradiction": 0.4}) == [0.1, 0.1, 0.1, 0.3]
 
 
-def test_nearly_the_same_prompt(judged):
+def test_nearly_the_same_prompt(score, judged):
     """Of 10 and 11 runs of three words they share 10."""
     prompt = "Please explain to me in some detail why the fern grows there"
     table = judged((prompt, FAR, NEAR), (prompt + " today", NEAR, FAR), ("Another question altogether?", NEAR, FAR))
@@ -59,7 +66,7 @@ def test_nearly_the_same_prompt(judged):
     assert score(table, near=None) == [0, 0, 0]
 
 
-def test_an_answer_that_loses_elsewhere(judged):
+def test_an_answer_that_loses_elsewhere(score, judged):
     """FAR beats NEAR and THIRD and loses to FOURTH: of the votes of other pairs on FAR > NEAR one of two is against."""
     assert score(judged(("Why?", FAR, NEAR), ("Why?", FOURTH, FAR))) == [0.3, 0.3]
     assert score(judged(("Why?", FAR, NEAR), ("Why?", FOURTH, FAR), ("Why?", FAR, THIRD))) == [0.15, 0.3, 0.15]
@@ -67,7 +74,7 @@ def test_an_answer_that_loses_elsewhere(judged):
     assert score(judged(("Why?", FAR, NEAR), ("How?", FOURTH, FAR))) == [0, 0]  # on another prompt it says nothing
 
 
-def test_margins_against_the_median_of_their_source(judged):
+def test_margins_against_the_median_of_their_source(score, judged):
     def row(source: str, margin: float | None) -> tuple[Any, ...]:
         scores = {"score_chosen": None if margin is None else 5 + margin, "score_rejected": 5.0}
         return f"Why {source} {margin}?", FAR, NEAR, {"source": source, **scores}
@@ -77,18 +84,18 @@ def test_margins_against_the_median_of_their_source(judged):
     assert score(table) == [0.15, 0, 0, 0.3, 0, 0, round(0.3 / 3, 4), 0]
 
 
-def test_a_tie_where_all_are_ties(judged):
+def test_a_tie_where_all_are_ties(score, judged):
     assert score(judged(("Why?", FAR, NEAR, {"score_chosen": 1.0, "score_rejected": 1.0}))) == [0.3]
 
 
-def test_a_refusal_preferred_to_an_answer(judged):
+def test_a_refusal_preferred_to_an_answer(score, judged):
     no, sorry = "I cannot help you with this.", "I'm sorry, but I can't assist."
     table = judged(("Why?", no, FAR), ("How?", FAR, no), ("What?", no, sorry), ("Who?", FAR, NEAR))
     assert score(table) == [0.3, 0, 0, 0]
     assert score(table, weights={"refusal": 0}) == [0, 0, 0, 0]
 
 
-def test_answers_alike(judged):
+def test_answers_alike(score, judged):
     """The same words; 3 of 4 shared; 1 of 2 shared."""
     table = judged(
         ("Why?", "Yes, it is.", "yes it is"),
@@ -99,13 +106,13 @@ def test_answers_alike(judged):
     assert score(table) == [0.5, 0.25, 0, 0]
 
 
-def test_a_short_answer_preferred(judged):
+def test_a_short_answer_preferred(score, judged):
     """Chosen has 1/4, 1/2, all and twice the characters of rejected."""
     table = judged(("a", "x" * 4, "y" * 16), ("b", "x" * 8, "y" * 16), ("c", "x", "y"), ("d", "x" * 20, "y" * 10))
     assert score(table) == [0.15, 0, 0, 0]
 
 
-def test_signals_add_up_as_chances(judged):
+def test_signals_add_up_as_chances(score, judged):
     """A refusal with a score below the other's: 1 - 0.7 * 0.7."""
     scores = {"score_chosen": 1.0, "score_rejected": 2.0}
     table = judged(("Why?", "I cannot help you with this.", FAR, scores))
@@ -114,25 +121,24 @@ def test_signals_add_up_as_chances(judged):
     assert score(table, weights=dict.fromkeys(Weights.model_fields, 0)) == [0]
 
 
-def test_flags_above_a_threshold(judged):
+def test_flags_above_a_threshold(run_global, judged):
     table = judged(("Why?", FAR, NEAR), ("Why?", NEAR, FAR), ("How?", FAR, NEAR))
-    out = LabelNoise(flag_above=0.4).summarise(iter([table])).apply(table)
+    out = run_global(LabelNoise(flag_above=0.4), [table])
     flag = {"rule": "label_noise", "side": "both", "value": 0.5}
     assert out.kept["flags"].to_pylist() == [[flag], [flag], []]
     assert out.flagged == {"label_noise": 2}
-    assert LabelNoise(flag_above=0.5).summarise(iter([table])).apply(table).flagged == {}
+    assert run_global(LabelNoise(flag_above=0.5), [table]).flagged == {}
 
 
-def test_facts(judged):
+def test_facts(run_global, judged):
     table = judged(("Why?", FAR, NEAR), ("why", NEAR, FAR), ("How?", FAR, NEAR), ("Same?", FAR, FAR))
-    facts = LabelNoise().summarise(iter([table])).facts()
+    facts = run_global(LabelNoise(), [table]).facts
     assert facts == {"prompts_with_several_pairs": 1, "contradicted_pairs": 2}
 
 
-def test_no_rows_at_all():
-    step = LabelNoise().summarise(iter([]))
-    assert step.facts() == {"prompts_with_several_pairs": 0, "contradicted_pairs": 0}
-    assert step.apply(JUDGED.empty_table()).kept.equals(JUDGED.empty_table())
+def test_no_rows_at_all(run_global):
+    assert LabelNoise().judge([]) == Judgement([], {"prompts_with_several_pairs": 0, "contradicted_pairs": 0})
+    assert run_global(LabelNoise(), [JUDGED.empty_table()]).kept.equals(JUDGED.empty_table())
 
 
 @pytest.mark.parametrize(
@@ -152,25 +158,23 @@ rows = st.lists(st.tuples(prompts, answers, answers, scores, scores, st.sampled_
 
 
 @settings(max_examples=20)
-@given(rows, st.randoms(use_true_random=False), st.integers(1, 4), st.sampled_from([None, 0.3]))
-def test_laws(judged, drawn, random, batch, flag_above):
+@given(rows, st.randoms(use_true_random=False), st.integers(1, 4), st.integers(1, 5), st.sampled_from([None, 0.3]))
+def test_laws(run_global, judged, drawn, random, batch, part, flag_above):
     """In 0..1 for each row; neither order nor batches matter; a second time nothing changes."""
     step = LabelNoise(flag_above=flag_above)
     table = judged(*((p, c, r, {"score_chosen": x, "score_rejected": y, "source": s}) for p, c, r, x, y, s in drawn))
-    whole = step.summarise(iter([table])).apply(table)
+    whole = run_global(step, [table])
     assert all(0 <= value <= 1 for value in whole.kept["label_noise"].to_pylist())
     shuffled = table.take(random.sample(range(len(table)), len(table)))
-    batches = [shuffled.slice(start, batch) for start in range(0, len(table), batch)]
-    second_pass = step.summarise(iter(batches))
-    parts = pa.concat_tables([table.slice(0, 0), *(second_pass.apply(part).kept for part in batches)])
-    assert parts.sort_by("source_row").equals(whole.kept)
-    assert second_pass.facts() == step.summarise(iter([table])).facts()
-    assert step.summarise(iter([whole.kept])).apply(whole.kept).kept.equals(whole.kept)
+    again = run_global(step, [shuffled.slice(start, part) for start in range(0, len(table), part)], batch)
+    assert again.kept.sort_by("source_row").equals(whole.kept)
+    assert (again.facts, again.flagged) == (whole.facts, whole.flagged)
+    assert run_global(step, [whole.kept]).kept.equals(whole.kept)
 
 
 @settings(max_examples=20)
 @given(rows)
-def test_a_contradiction_never_lowers_a_score(judged, drawn):
+def test_a_contradiction_never_lowers_a_score(score, judged, drawn):
     """One more row that prefers NEAR to FAR: only rows that prefer it too may gain by it."""
     before = judged(*((p, c, r) for p, c, r, *_ in drawn), ("Why?", FAR, NEAR))
     after = judged(*((p, c, r) for p, c, r, *_ in drawn), ("Why?", FAR, NEAR), ("Why?", NEAR, FAR))

@@ -1,32 +1,24 @@
-"""Texts that are alike are found, whatever came before them and in whichever order."""
+"""Words, runs of words and keys: of a single text by definition, of a column the same."""
 
-import itertools
+from itertools import pairwise
 
+import polars as pl
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orpo_data.steps.near import (
-    LEAST_PART,
-    MISSED,
-    PERMUTATIONS,
-    Index,
+    LETTERS,
+    SIGNS,
+    WORDS,
+    key_hashes,
     key_of,
-    near_groups,
+    keys_of,
     normalised,
-    rows_per_band,
     shingles,
-    similarity,
+    word_tokens,
     words,
 )
-
-
-def alike(a: tuple[str, ...], b: tuple[str, ...]) -> float:
-    index = Index(0.5)
-    return similarity(index.sketch(*a), index.sketch(*b))
-
-
-TEN = "one two three four five six seven eight nine ten"
 
 
 @pytest.mark.parametrize(
@@ -63,85 +55,98 @@ def test_shingles(text: str, runs: list[str]) -> None:
     assert shingles(text) == runs
 
 
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+piece = st.one_of(
+    st.sampled_from(
+        ["oak ", "Elm", "don\u2019t ", "\u201cIT\u201d", "3.5", "_", " ", "\n", "\u00a0", "\x1c", "?", "\u2026"]
+    ),
+    st.sampled_from(
+        [
+            "caf\u00e9 ",
+            "CAF\u00c9",
+            "e\u0301",
+            "\u0301",
+            "\u00df",
+            "\u0130",
+            "\ufb01",
+            "\u03a3\u03c2",
+            "\u0416",
+            "=\u0338",
+        ]
+    ),
+    st.sampled_from(
+        [
+            "\u6771\u4eac",
+            "\u30ab\u3099",
+            "\u0e01\u0e33",
+            "\u0645\u0631",
+            "\U0001f600\ufe0f\u200d",
+            "\u00bd",
+            "\u2163",
+            "x" * 70,
+        ]
+    ),
+    st.text(max_size=3),
+)
+texts = st.lists(st.lists(piece, max_size=6).map("".join), max_size=6)
+
+
+@given(texts)
+@example([])
+@example(["", ""])
+@example(["?!", "", "a", " "])
+def test_columns_have_the_words_and_keys_of_their_texts(texts: list[str]) -> None:
+    column = pl.Series(texts, dtype=pl.String)
+    tokens = word_tokens(column)
+    content, places = tokens.joined()
+    found = [bytes(content[start:end]).decode() for start, end in pairwise(places)]
+    assert found == [normalised(text) for text in texts]
+    assert tokens.counts.tolist() == [len(words(text)) for text in texts]
+    assert keys_of(column, tokens) == [key_of(text) for text in texts]
+    assert key_hashes(column, tokens).tolist() == [int(key_of(text)[:16], 16) for text in texts]
+
+
+@given(texts, st.integers(0, 5))
+def test_a_word_has_one_hash_in_any_text(texts: list[str], cut: int) -> None:
+    column = pl.Series(texts, dtype=pl.String)
+    names = [word for text in texts for word in words(text)]
+    hashes = word_tokens(column).hashes().tolist()
+    assert len(set(names)) == len(set(hashes)) == len(set(zip(names, hashes, strict=True)))
+    parts = [word_tokens(part).hashes().tolist() for part in (column[:cut], column[cut:])]
+    assert parts[0] + parts[1] == hashes
+
+
+def test_hashes_are_the_same_on_every_machine_and_in_every_release() -> None:
+    """Notes are kept on disk from run to run: where these change, the version of each step that takes them must."""
+    hashes = word_tokens(pl.Series(["oak Stra\u00dfe incomprehensibilities " + "x" * 65])).hashes()
+    assert [f"{value:016x}" for value in hashes.tolist()] == [
+        "f88fcf848c190b19",
+        "4d40c4a6976afcb4",
+        "fe1636b877706d04",
+        "9537c5fdf120482f",
+    ]
+
+
+def test_signs_and_letters_beyond_ascii_are_what_they_are_taken_for() -> None:
+    for first, last in SIGNS:
+        assert {tuple(words(f"a{chr(point)}b\u0301")) for point in range(first, last + 1)} == {("a", "b")}
+    for first, last in LETTERS:
+        for letter in map(chr, range(first, last + 1)):
+            assert words(f"a{letter}b") == [f"a{letter.lower()}b"]
+
+
 @pytest.mark.parametrize(
-    ("a", "b", "expected"),
+    "text",
     [
-        ((TEN,), (TEN.replace("ten", "eleven"),), 7 / 9),  # 8 runs each, the last differs
-        ((TEN,), (TEN.upper() + "!",), 1),
-        ((TEN, "a b c d"), (TEN, "a b c x"), (8 + 1) / (8 + 3)),
-        ((TEN, "yes"), (TEN, "no"), 0),  # 8 of 10 runs are shared, yet the second part has nothing in common
-        ((TEN, "yes", "no"), (TEN, "no", "yes"), 0),  # answers exchanged
-        (("", "a b c"), ("", "a b c"), 1),
-        (("a b c", "a b c"), ("", "a b c"), 0),
-        (("",), (" ",), 1),
+        "Don\u2019t \u2013 \u201cwait\u201d\u2026 \U0001f600",
+        "Un caf\u00e9, \u00c0 bient\u00f4t",
+        "\u041f\u0440\u0438\u0432\u0435\u0442",
     ],
 )
-def test_similarity(a: tuple[str, ...], b: tuple[str, ...], expected: float) -> None:
-    assert alike(a, b) == alike(b, a) == pytest.approx(expected)
-
-
-def test_the_least_similarity_of_a_part() -> None:
-    """Two of eight runs are just enough, two of nine too few."""
-    assert LEAST_PART == 2 / 8
-    enough, too_few = (("a b c d e f g", f"a b c d {rest}") for rest in ("x y z", "x y z u"))
-    assert alike((TEN, enough[0]), (TEN, enough[1])) == pytest.approx((8 + 2) / (8 + 8))
-    assert alike((TEN, too_few[0]), (TEN, too_few[1])) == 0
-
-
-@pytest.mark.parametrize("threshold", [0.41, 0.5, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0])
-def test_pairs_at_the_threshold_are_seldom_overlooked(threshold: float) -> None:
-    rows = rows_per_band(threshold)
-    missed = [(1 - threshold**r) ** (PERMUTATIONS // r) for r in (rows, rows + 1)]
-    assert missed[0] <= MISSED
-    assert missed[1] > MISSED or rows == 8  # the most rows that do
-
-
-def test_matches_reach_the_threshold() -> None:
-    index = Index(0.75)
-    for last in ("ten", "eleven", "ten eleven twelve thirteen fourteen"):
-        index.add(index.sketch(f"{TEN[:-4]} {last}"))
-    assert sorted(index.matches(index.sketch(TEN))) == [(0, 1.0), (1, pytest.approx(7 / 9))]
-    assert list(index.matches(index.sketch(TEN), wanted=lambda number: number == 1)) == [(1, pytest.approx(7 / 9))]
-
-
-def test_a_run_that_stands_in_several_parts_counts_in_each() -> None:
-    """Ten parts share 4 runs each, and the last has 2 of its own: 40 of 44, while only 4 of 8 runs are common words."""
-    index = Index(0.9)
-    first, second = (("a b c d e f",) * 9 + (f"a b c d e f {own}",) for own in ("g h", "x y"))
-    index.add(index.sketch(*first))
-    assert list(index.matches(index.sketch(*second))) == [(0, pytest.approx(40 / 44))]
-
-
-word = st.sampled_from(["oak", "elm", "ash", "fir", "yew", "box"])
-texts = st.lists(st.lists(word, max_size=9).map(" ".join), max_size=14)
-
-
-@given(texts, st.sampled_from([0.5, 0.7, 1.0]), st.randoms())
-@example(["oak elm ash fir yew", "oak elm ash fir box", "oak elm ash fir"], 0.5, None)
-def test_groups_are_the_chains_of_similar_texts(texts: list[str], threshold: float, random: object) -> None:
-    """Checked against all pairs, which decides here too: at this size bands overlook next to nothing."""
-    index = Index(threshold)
-    sketches = [index.sketch(text) for text in texts]
-    expected = {number: {number} for number in range(len(texts))}
-    for a, b in itertools.combinations(range(len(texts)), 2):
-        found = threshold <= similarity(sketches[a], sketches[b]) or key_of(texts[a]) == key_of(texts[b])
-        if found and expected[a] is not expected[b]:
-            expected[a] |= expected[b]
-            for member in expected[b]:
-                expected[member] = expected[a]
-    groups = near_groups(texts, threshold)
-    names = [groups.find(key_of(text)) for text in texts]
-    for a, b in itertools.combinations(range(len(texts)), 2):
-        assert (names[a] == names[b]) == (b in expected[a])
-    if random:
-        shuffled = list(texts)
-        random.shuffle(shuffled)  # type: ignore[attr-defined]
-        again = near_groups(shuffled, threshold)
-        assert [again.find(key_of(text)) for text in texts] == names
-
-
-def test_a_group_is_named_after_its_smallest_key() -> None:
-    chain = ["a b c d e f g", "b c d e f g h", "c d e f g h i"]
-    groups = near_groups(chain, 0.6)  # 4 runs of 6 between neighbours, 3 of 7 between the ends
-    assert {groups.find(key_of(text)) for text in chain} == {min(map(key_of, chain))}
-    assert groups.find("never seen") == "never seen"
+def test_ordinary_text_needs_no_look_at_the_single_text(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = pl.Series([text])
+    expected = keys_of(column, word_tokens(column))
+    monkeypatch.setattr("orpo_data.steps.near.WORDS", type(WORDS)(WORDS.table, WORDS.kinds, lambda text: "other"))
+    assert keys_of(column, word_tokens(column)) == expected == [key_of(text)]
+    assert word_tokens(pl.Series(["\u6771"])).joined()[0] == b"other"

@@ -1,5 +1,8 @@
 """A source gives the share or the number of rows that was asked for, always the same ones."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -20,31 +23,37 @@ def rows(numbers: list[int]) -> pa.Table:
     return pa.Table.from_pylist(records, schema=PAIRS)
 
 
-def taken(numbers: list[int], count: int, batch: int = 100, seed: int = 42) -> list[int]:
-    table = rows(numbers)
-    batches = [table.slice(start, batch) for start in range(0, max(1, len(table)), batch)]
-    step = Take(count=count, seed=seed, source="talk").summarise(iter(batches))
-    outputs = [step.apply(part) for part in batches]
-    reasons = [reason for output in outputs for reason in output.dropped["reason"].to_pylist()]
-    assert reasons == ["not_sampled"] * (len(numbers) - count)
-    return [number for output in outputs for number in output.kept["source_row"].to_pylist()]
+@pytest.fixture(scope="session")
+def taken(run_global: Any) -> Callable[..., list[int]]:
+    """The rows that are taken, in parts of some rows each."""
+
+    def taken(numbers: list[int], count: int, batch: int = 100, part: int = 100, seed: int = 42) -> list[int]:
+        table = rows(numbers)
+        parts = [table.slice(start, part) for start in range(0, max(1, len(table)), part)]
+        out = run_global(Take(count=count, seed=seed, source="talk"), parts, batch)
+        assert out.dropped["reason"].to_pylist() == ["not_sampled"] * (len(numbers) - count)
+        return out.kept["source_row"].to_pylist()
+
+    return taken
 
 
 numbers = st.lists(st.integers(0, 60), unique=True, min_size=1, max_size=40)
 
 
 @given(numbers, st.data())
-def test_exactly_that_many_rows_in_any_order(numbers: list[int], data: st.DataObject) -> None:
+def test_exactly_that_many_rows_in_any_order(taken: Any, numbers: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(numbers)))
     kept = taken(numbers, count)
     assert len(kept) == count
     assert kept == [number for number in numbers if number in kept]
     order = data.draw(st.permutations(numbers))
-    assert sorted(taken(order, count, data.draw(st.integers(1, 5)))) == sorted(kept)
+    assert sorted(taken(order, count, *data.draw(st.tuples(st.integers(1, 5), st.integers(1, 9))))) == sorted(kept)
 
 
 @given(numbers, numbers, st.data())
-def test_more_rows_displace_only_as_many_as_they_are(old: list[int], new: list[int], data: st.DataObject) -> None:
+def test_more_rows_displace_only_as_many_as_they_are(
+    taken: Any, old: list[int], new: list[int], data: st.DataObject
+) -> None:
     count = data.draw(st.integers(1, len(old)))
     both = sorted({*old, *new})
     before, after = set(taken(old, count)), set(taken(both, count))
@@ -52,11 +61,11 @@ def test_more_rows_displace_only_as_many_as_they_are(old: list[int], new: list[i
     assert set(taken(old, min(count + 1, len(old)))) >= before
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_decides(taken: Any) -> None:
     assert len({tuple(taken(list(range(30)), 5, seed=seed)) for seed in range(20)}) > 15
 
 
-def test_more_than_there_are() -> None:
+def test_more_than_there_are(taken: Any) -> None:
     with pytest.raises(OrpoError, match=r"^source 'talk': count asks for 6 pairs, there are 5$"):
         taken(list(range(5)), 6)
 

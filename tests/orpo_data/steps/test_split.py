@@ -1,5 +1,6 @@
 """Nothing held out is also trained on, and no row ever changes sides."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from orpo_data.schema import PAIRS
 from orpo_data.sources.files import find_files, read_records
-from orpo_data.steps.near import key_of, near_groups, prompt_text, shingles
+from orpo_data.steps.near import key_of, prompt_text, shingles
 from orpo_data.steps.parse import Parse
-from orpo_data.steps.split import Assign, Split, opening_text
+from orpo_data.steps.split import Split, opening_text
 
 Messages = list[dict[str, str]]
 
@@ -21,28 +22,33 @@ def user(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def run(prompts: list[Messages], batch: int = 100, sources: str = "", **config: Any) -> tuple[list[Any], Assign]:
-    """Of each prompt its side, or the DROPPED row; and the step. `sources` has a letter for each prompt."""
-    places = [
-        {"id": f"id{i}", "source_row": i, "source": letter} for i, letter in enumerate(sources or "s" * len(prompts))
-    ]
-    rows = [dict.fromkeys(PAIRS.names) | place | {"prompt": p} for place, p in zip(places, prompts, strict=True)]
-    table = pa.Table.from_pylist(rows, schema=PAIRS)
-    batches = [table.slice(start, batch) for start in range(0, max(1, len(rows)), batch)]
-    step = Split(**({"eval_fraction": 0.5} | config)).summarise(iter(batches))
-    assert isinstance(step, Assign)
-    outputs = [step.apply(part) for part in batches]
-    assert all(output.kept.schema.names == [*PAIRS.names, "split"] for output in outputs)
-    found = {row["source_row"]: row["split"] for output in outputs for row in output.kept.to_pylist()}
-    dropped = {row["source_row"]: row for output in outputs for row in output.dropped.to_pylist()}
-    assert {row["reason"] for row in dropped.values()} <= {"seen_in_train"}
-    assert sorted([*found, *dropped]) == list(range(len(rows)))
-    return [found.get(i) or dropped[i] for i in range(len(rows))], step
+@pytest.fixture(scope="session")
+def run(run_global: Any) -> Callable[..., tuple[list[Any], dict[str, Any]]]:
+    """Of each prompt its side, or the DROPPED row; and the facts. `sources` has a letter for each prompt."""
+
+    def run(prompts: list[Messages], batch: int = 100, part: int = 100, sources: str = "", **config: Any) -> Any:
+        places = [
+            {"id": f"id{i}", "source_row": i, "source": letter}
+            for i, letter in enumerate(sources or "s" * len(prompts))
+        ]
+        rows = [dict.fromkeys(PAIRS.names) | place | {"prompt": p} for place, p in zip(places, prompts, strict=True)]
+        table = pa.Table.from_pylist(rows, schema=PAIRS)
+        parts = [table.slice(start, part) for start in range(0, max(1, len(rows)), part)]
+        out = run_global(Split(**({"eval_fraction": 0.5} | config)), parts, batch)
+        assert out.kept.schema.names == [*PAIRS.names, "split"]
+        found = {row["source_row"]: row["split"] for row in out.kept.to_pylist()}
+        dropped = {row["source_row"]: row for row in out.dropped.to_pylist()}
+        assert {row["reason"] for row in dropped.values()} <= {"seen_in_train"}
+        assert sorted([*found, *dropped]) == list(range(len(rows)))
+        return [found.get(i) or dropped[i] for i in range(len(rows))], out.facts
+
+    return run
 
 
-def sides(prompts: list[Messages], batch: int = 100, **config: Any) -> list[str]:
+@pytest.fixture(scope="session")
+def sides(run: Any) -> Callable[..., list[str]]:
     """The side of each prompt: train, eval or seen (held out, but train has its like)."""
-    return [side if isinstance(side, str) else "seen" for side in run(prompts, batch, **config)[0]]
+    return lambda *args, **config: [side if isinstance(side, str) else "seen" for side in run(*args, **config)[0]]
 
 
 LONG = "Please explain to me in some detail how a sailing boat can travel against the wind without any engine at all"
@@ -76,19 +82,19 @@ ALIKE = {
 
 @pytest.mark.parametrize("case", SAME_SIDE)
 @pytest.mark.parametrize("order", [1, -1])
-def test_one_opening_goes_to_one_side(case: str, order: int) -> None:
+def test_one_opening_goes_to_one_side(sides: Any, case: str, order: int) -> None:
     drawn = {tuple(sides(list(SAME_SIDE[case])[::order], seed=seed)) for seed in range(40)}
     assert drawn == {("train", "train"), ("eval", "eval")}
 
 
 @pytest.mark.parametrize("case", ALIKE)
 @pytest.mark.parametrize("order", [1, -1])
-def test_what_train_has_seen_is_not_held_out(case: str, order: int) -> None:
+def test_what_train_has_seen_is_not_held_out(sides: Any, case: str, order: int) -> None:
     drawn = {tuple(sides(list(ALIKE[case])[::order], seed=seed)) for seed in range(60)}
     assert drawn == {("train", "train"), ("eval", "eval"), ("train", "seen"), ("seen", "train")}
 
 
-def test_the_detail_names_the_most_similar_row_of_train() -> None:
+def test_the_detail_names_the_most_similar_row_of_train(run: Any) -> None:
     prompts = [user(f"{LONG} {end}") for end in ("today", "tomorrow and then again and again", "tomorrow", "tomorrow")]
     for seed in range(200):
         drawn, _ = run(prompts, seed=seed)
@@ -100,39 +106,39 @@ def test_the_detail_names_the_most_similar_row_of_train() -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [("How old is the oak?", "How old is the elm?"), ("?", "!")])
-def test_other_prompts_are_drawn_on_their_own(a: str, b: str) -> None:
+def test_other_prompts_are_drawn_on_their_own(sides: Any, a: str, b: str) -> None:
     drawn = {tuple(sides([user(a), user(b)], seed=seed)) for seed in range(60)}
     assert drawn == {(x, y) for x in ("train", "eval") for y in ("train", "eval")}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.3])
-def test_the_share_held_out(fraction: float) -> None:
+def test_the_share_held_out(sides: Any, fraction: float) -> None:
     prompts = [user(f"Tell me fact {i} about number {i * i}.") for i in range(1500)]
     held_out = sides(prompts, eval_fraction=fraction).count("eval")
     assert abs(held_out / 1500 - fraction) < 0.04
     assert fraction or held_out == 0
 
 
-def test_every_source_has_its_share_held_out() -> None:
+def test_every_source_has_its_share_held_out(run: Any) -> None:
     prompts = [user(f"Tell me fact {i} about number {i * i}.") for i in range(1500)]
-    _, step = run(prompts, sources="aab" * 500, eval_fraction=0.2, eval_fractions={"b": 0.4})
-    counts = step.facts()["sources"]
+    _, facts = run(prompts, sources="aab" * 500, eval_fraction=0.2, eval_fractions={"b": 0.4})
+    counts = facts["sources"]
     assert abs(counts["a"]["eval"] / 1000 - 0.2) < 0.05
     assert abs(counts["b"]["eval"] / 500 - 0.4) < 0.07
     assert (counts["a"]["share"], counts["b"]["share"]) == (0.6667, 0.3333)
 
 
-def test_sources_draw_one_opening_alike() -> None:
+def test_sources_draw_one_opening_alike(sides: Any) -> None:
     prompts = [user("Hi there."), user("Hi there!")]
     assert {tuple(sides(prompts, sources="ab", seed=seed)) for seed in range(40)} == {("train",) * 2, ("eval",) * 2}
 
 
-def test_an_opening_that_two_sources_draw_differently() -> None:
+def test_an_opening_that_two_sources_draw_differently(run: Any) -> None:
     """Of a everything is held out that of b is not: then train has it."""
     prompts = [user("Hi there."), [*user("Hi there!"), {"role": "assistant", "content": "Hello."}, *user("Who am I?")]]
-    drawn, step = run(prompts, sources="ab", eval_fraction=0.0, eval_fractions={"a": 0.999999})
+    drawn, facts = run(prompts, sources="ab", eval_fraction=0.0, eval_fractions={"a": 0.999999})
     assert (drawn[0]["detail"], drawn[1]) == ("opening of id1", "train")
-    assert step.facts() == {
+    assert facts == {
         "sources": {
             "a": {"train": 0, "eval": 0, "seen_in_train": 1, "share": 0.0},
             "b": {"train": 1, "eval": 0, "seen_in_train": 0, "share": 1.0},
@@ -140,7 +146,7 @@ def test_an_opening_that_two_sources_draw_differently() -> None:
     }
 
 
-def test_the_threshold_is_obeyed() -> None:
+def test_the_threshold_is_obeyed(sides: Any) -> None:
     """Nine words of ten shared, 7 of 9 word 3-grams alike."""
     a, b = (user(f"one two three four five six seven eight nine {last}") for last in ("ten", "eleven"))
     shared, either = set(shingles(prompt_text(a))) & set(shingles(prompt_text(b))), 9
@@ -151,9 +157,15 @@ def test_the_threshold_is_obeyed() -> None:
         assert (("train", "eval") in drawn) != dropped
 
 
-def test_an_empty_dataset() -> None:
-    drawn, step = run([])
-    assert (drawn, step.facts()) == ([], {"sources": {}})
+def test_an_empty_dataset(run: Any) -> None:
+    drawn, facts = run([])
+    assert (drawn, facts) == ([], {"sources": {}})
+
+
+def jaccard(a: str, b: str) -> float:
+    """Of the shingles of two texts; 1 where neither has any."""
+    some, others = set(shingles(a)), set(shingles(b))
+    return len(some & others) / len(some | others) if some | others else 1.0
 
 
 words = st.sampled_from(["oak", "elm", "ash", "fir", "yew", "box", "bay", "fig"])
@@ -167,7 +179,7 @@ fractions = st.sampled_from([{}, {"a": 0.2}])
 @given(st.lists(st.tuples(conversation, st.sampled_from("ab")), max_size=25), fractions, st.integers(0, 5), st.data())
 @example([(user("oak"), "a"), ([*user("oak"), *user("elm")], "b")], {"a": 0.2}, 0, None)
 def test_the_sides_have_nothing_in_common_in_any_order(
-    rows: list[Any], fractions: dict[str, float], seed: int, data: st.DataObject | None
+    sides: Any, rows: list[Any], fractions: dict[str, float], seed: int, data: st.DataObject | None
 ) -> None:
     prompts, sources = [row[0] for row in rows], "".join(row[1] for row in rows)
     drawn = sides(prompts, sources=sources, seed=seed, eval_fractions=fractions)
@@ -175,13 +187,14 @@ def test_the_sides_have_nothing_in_common_in_any_order(
     assert not {key_of(opening_text(p)) for p in train} & {key_of(opening_text(p)) for p in held_out}
     for a in train:
         for b in held_out:
-            pair = near_groups([prompt_text(a), prompt_text(b)], 0.7)
-            assert pair.find(key_of(prompt_text(a))) != pair.find(key_of(prompt_text(b)))
+            texts = prompt_text(a), prompt_text(b)
+            assert key_of(texts[0]) != key_of(texts[1])
+            assert jaccard(*texts) < 0.7
     if data and rows:
         order = data.draw(st.permutations(range(len(rows))))
         shuffled = sides(
             [prompts[i] for i in order],
-            data.draw(st.integers(1, 7)),
+            *data.draw(st.tuples(st.integers(1, 7), st.integers(1, 9))),
             sources="".join(sources[i] for i in order),
             seed=seed,
             eval_fractions=fractions,
@@ -190,7 +203,9 @@ def test_the_sides_have_nothing_in_common_in_any_order(
 
 
 @given(st.lists(conversation, max_size=15), st.lists(conversation, max_size=15), st.integers(0, 5), st.booleans())
-def test_more_rows_move_no_row_to_the_other_side(old: list[Any], new: list[Any], seed: int, first: bool) -> None:
+def test_more_rows_move_no_row_to_the_other_side(
+    sides: Any, old: list[Any], new: list[Any], seed: int, first: bool
+) -> None:
     """Train stays train; held out stays held out, or is dropped; dropped stays dropped."""
     before = sides(old, seed=seed)
     after = sides([*new, *old], seed=seed)[len(new) :] if first else sides([*old, *new], seed=seed)[: len(old)]
@@ -198,7 +213,7 @@ def test_more_rows_move_no_row_to_the_other_side(old: list[Any], new: list[Any],
     assert set(zip(before, after, strict=True)) <= allowed
 
 
-def test_near_duplicates_of_real_prompts_are_never_held_out(real_data: Path) -> None:
+def test_near_duplicates_of_real_prompts_are_never_held_out(sides: Any, real_data: Path) -> None:
     """A word put before the last one of a long prompt leaves nearly all its word 3-grams."""
     (file,) = find_files(str(real_data / "hh_rlhf/harmless-base/test.jsonl.gz"))
     tables = [Parse(dataset="hh-rlhf").apply(table).kept for table in read_records(file, "hh", 1000)]
