@@ -150,6 +150,23 @@ def loser() -> Callable[..., dict[str, Any]]:
     return _loser
 
 
+@dataclass(frozen=True)
+class TablePart:
+    """A table in memory."""
+
+    table: pa.Table
+    fingerprint: str = "table"
+    split: str | None = None
+
+    def read(self, batch_rows: int) -> Iterator[pa.Table]:
+        return (self.table.slice(start, batch_rows) for start in range(0, len(self.table), batch_rows))
+
+
+@pytest.fixture(scope="session")
+def table_part() -> type[TablePart]:
+    return TablePart
+
+
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 4 rows, shards of 8."""
@@ -271,13 +288,11 @@ class NumbersPart:
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         self.READ.append(self.name)
-        for start in range(0, len(self.values), batch_rows):
+        origin = {"source": "toy", "source_file": self.name}
+        rows = [{"id": f"{self.name}{i:03d}", "value": n, "source_row": i} | origin for i, n in enumerate(self.values)]
+        for start in range(0, len(rows), batch_rows):
             if self.breaks is not None and start >= self.breaks:
                 raise OrpoError(f"{self.name} broke off")
-            rows = [
-                {"id": f"{self.name}{i:03d}", "value": n, "source": "toy", "source_file": self.name, "source_row": i}
-                for i, n in enumerate(self.values)
-            ]
             yield pa.Table.from_pylist(rows[start : start + batch_rows], NUMBERS)
 
 

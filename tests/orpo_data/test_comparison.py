@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import orpo_data
+from orpo_data.branch import Branch
 from orpo_data.comparison import Diff, Drops, Move
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Input, read_manifest
 from orpo_data.schema import PAIRS
-from orpo_data.stage import Branch, run_stage
+from orpo_data.stage import run_stage
 from orpo_data.steps.step import Step, StepOutput, divide
 from pipelines import prepare, stages
 from pipelines.layout import Layout
@@ -37,15 +38,14 @@ class Picky(Step):
 
 
 @pytest.fixture
-def write(make_pair, tmp_path):
+def write(make_pair, table_part, tmp_path):
     """A dataset of pairs in a folder: rows are (record, question, score), in the order given."""
 
     def write(name, rows, least=0.0, splits=()):
         pairs = [make_pair(f"{text}?", score_chosen=score, source_row=record) for record, text, score in rows]
-        table = pa.Table.from_pylist(pairs, schema=PAIRS)
-        read = lambda size: ((None, table.slice(i, size)) for i in range(0, len(table), size))  # noqa: E731
-        raw = Input(name="test.jsonl", fingerprint=str(hash(tuple(rows))))
-        run_stage("clean", tmp_path / name, PAIRS, [Branch(inputs=[raw], read=read, steps=[Picky(least=least)])])
+        part = table_part(pa.Table.from_pylist(pairs, schema=PAIRS), fingerprint=str(hash(tuple(rows))))
+        raw = Input(name="test.jsonl", fingerprint=part.fingerprint)
+        run_stage("clean", tmp_path / name, PAIRS, [Branch(inputs=[raw], parts=[part], steps=[Picky(least=least)])])
         return tmp_path / name
 
     return write
