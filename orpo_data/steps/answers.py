@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 
 from orpo_data.steps.folds import TAME
 from orpo_data.steps.rules.folding import folded
-from orpo_data.steps.tokens import Hashes, Rules, Tokens, ascii_table, character_kinds, distinct, slices, stable_hashes
+from orpo_data.steps.tokens import (
+    FINAL,
+    Hashes,
+    Rules,
+    Tokens,
+    ascii_table,
+    character_kinds,
+    distinct,
+    slices,
+    stable_hashes,
+)
 
 KEPT = "-+*/%&@#\\"  # punctuation that decides what a formula or a file name says
 # beyond ASCII: punctuation and spaces
@@ -31,7 +41,6 @@ def _separates(letter: str) -> bool:
 
 
 FOLDED = Rules(ascii_table(_separates), character_kinds(MARKS, TAME), lambda text: "")  # other texts are special too
-BY_SPACES = Rules(ascii_table(lambda letter: letter == " "), character_kinds((), ((0, 0x10FFFF),)), str)
 
 
 def hashes_and_words(texts: pl.Series) -> tuple[Hashes, Hashes]:
@@ -44,7 +53,7 @@ def hashes_and_words(texts: pl.Series) -> tuple[Hashes, Hashes]:
     rows = np.flatnonzero(special)
     if len(rows):
         exact = texts.gather(rows).to_frame("text").select(folded(pl.col("text"))).to_series()
-        tokens = Tokens.of(exact, BY_SPACES)
+        tokens = Tokens.of(exact, FINAL)
         hashes[rows] = stable_hashes(text.encode() for text in exact.to_list())
         words = np.concatenate([words, _numbered(np.repeat(rows, tokens.counts), tokens.hashes())])
     return hashes, distinct(words)

@@ -13,13 +13,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, Field, PlainSerializer, model_validator
 
 from orpo_data.steps.evaluation_sets import EvaluationSet
 from orpo_data.steps.near import normalised, words
+from orpo_data.steps.notes import Rows, frame_of
+from orpo_data.steps.sieve import Sieve
 from orpo_data.steps.step import Step, StepOutput, divide
+from orpo_data.steps.tokens import distinct
 
+SIDES = ("prompt", "chosen", "rejected")
 LONGEST_QUOTE = 240  # characters of a question, or of what is shared with it, in a detail
 DETAIL = re.compile(r"(\w+): (.+) item (\d+); shared: ([^;]*); question: (.*)", re.DOTALL)
 
@@ -106,10 +113,22 @@ class Decontaminate(OverlapRules, Step):
         }
 
     def apply(self, table: pa.Table) -> StepOutput:
-        columns = [table[name].to_pylist() for name in ("subset", "prompt", "chosen", "rejected")]
-        found = [self._judge(*row) or (None, None) for row in zip(*columns, strict=True)]
-        reasons, details = (pa.array([verdict[i] for verdict in found], pa.string()) for i in range(2))
-        return StepOutput(*divide(self.name, table, reasons, details))
+        reasons, details = list[str | None]([None] * len(table)), list[str | None]([None] * len(table))
+        suspects = self._suspects(table)
+        columns = (table[name].take(suspects).to_pylist() for name in ("subset", *SIDES))
+        for row, found in zip(suspects.tolist(), map(self._judge, *columns), strict=True):
+            reasons[row], details[row] = found or (None, None)
+        return StepOutput(*divide(self.name, table, pa.array(reasons, pa.string()), pa.array(details, pa.string())))
+
+    def _suspects(self, table: pa.Table) -> Rows:
+        """The rows that need a look: those of a listed subset, and those with a turn that may overlap."""
+        found = [np.flatnonzero(pc.is_in(table["subset"], pa.array(self.subsets, pa.string())))]
+        for side in SIDES:
+            turns = frame_of(table, side).with_row_index("row").explode(side).unnest(side)
+            judged = pl.col("content").is_not_null() & (self.answers | pl.col("role").ne_missing("assistant"))
+            turns = turns.filter(judged).select(pl.col("row").cast(pl.Int64), "content")
+            found.append(turns["row"].to_numpy()[self._sieve.passing(turns["content"])])
+        return distinct(np.concatenate(found))
 
     def _judge(self, subset: str | None, *sides: list[dict[str, str]]) -> tuple[str, str] | None:
         """Reason and detail; an exact match is told before a shared run."""
@@ -117,7 +136,7 @@ class Decontaminate(OverlapRules, Step):
             return "contaminated_subset", f"subset {subset}"
         turns = [
             (side, turn["content"])
-            for side, messages in zip(("prompt", "chosen", "rejected"), sides, strict=True)
+            for side, messages in zip(SIDES, sides, strict=True)
             for turn in messages
             if self.answers or turn["role"] != "assistant"
         ]
@@ -170,6 +189,10 @@ class Decontaminate(OverlapRules, Step):
                 first = " ".join(question.words[start : start + self.min_words])
                 runs[first].append((question, start, length))
         return dict(runs)
+
+    @cached_property
+    def _sieve(self) -> Sieve:
+        return Sieve(self._runs, self.min_words, self._whole)
 
 
 def _extended(hit: _Hit, found: list[str]) -> list[str]:

@@ -33,7 +33,7 @@ from orpo_data.steps.notes import (
     values,
 )
 from orpo_data.steps.step import GlobalStep, Judgement, StepOutput, divide
-from orpo_data.steps.tokens import combined
+from orpo_data.steps.tokens import among, combined, distinct
 
 SIDES = ("prompt", "chosen", "rejected")
 LARGEST = 20  # clusters, and ids in each, that the manifest names
@@ -83,7 +83,7 @@ class Dedup(GlobalStep):
         rows = all_notes(self, notes)
         order = ranked(rows)
         contradicting, against = self._contradictions(rows, order)
-        clusters = self._clusters(rows, order[~np.isin(order, contradicting)])
+        clusters = self._clusters(rows, order[~among(order, distinct(contradicting))])
         dropped = np.concatenate([contradicting, clusters.dropped])
         alike = np.where(np.isnan(clusters.similarity), f"duplicate_{self.on}", "near_duplicate")
         reasons = pl.Series(["contradiction"] * len(contradicting) + alike.tolist(), dtype=pl.String)
@@ -107,7 +107,7 @@ class Dedup(GlobalStep):
         """Every row that another one on the same prompt contradicts and that is not to be kept, and its detail."""
         hashes = [values(rows, side) for side in SIDES]
         says, opposite = combined(*hashes), combined(hashes[0], hashes[2], hashes[1])
-        contested = order[np.isin(says, opposite)[order] & (says != opposite)[order]]
+        contested = order[(among(says, distinct(opposite)) & (says != opposite))[order]]
         if self.contradictions == "keep" or not len(contested):
             return contested[:0], pl.Series(dtype=pl.String)
         claims = pl.DataFrame({"row": contested, "claim": says[contested], "opposite": opposite[contested]})

@@ -34,7 +34,7 @@ from orpo_data.steps.notes import (
     values,
 )
 from orpo_data.steps.step import GlobalStep, Judgement, StepOutput, divide
-from orpo_data.steps.tokens import Hashes
+from orpo_data.steps.tokens import Hashes, among, distinct
 
 TRAIN, EVAL = "train", "eval"
 SPLITS = [TRAIN, EVAL]
@@ -138,7 +138,7 @@ def _openings_seen(rows: pa.Table, held_out: Rows, train: Rows) -> pl.Series:
 
 def _least_ids(rows: pa.Table, some: Rows, key: str, wanted: pl.Series) -> pl.DataFrame:
     """The smallest id of the rows among `some` that have a wanted key, for each key."""
-    having = some[np.isin(values(rows, key)[some], wanted.to_numpy())]
+    having = some[among(values(rows, key)[some], distinct(wanted.to_numpy()))]
     return frame_of(rows.select([key, "id"]).take(having), key, "id").group_by(key).agg(pl.min("id"))
 
 

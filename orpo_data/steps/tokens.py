@@ -61,6 +61,10 @@ def character_kinds(signs: Ranges, letters: Ranges) -> NDArray[np.uint8]:
     return kinds
 
 
+FINAL = Rules(ascii_table(lambda letter: letter == " "), character_kinds((), ((0, sys.maxunicode),)), str)
+"""For texts that are tokens with spaces between already."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of n texts, in order: `starts` and `ends` in `data`, `counts` for each text."""
@@ -147,6 +151,13 @@ def distinct(values: NDArray[Kind]) -> NDArray[Kind]:
     first = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=first[1:])
     return values[first]
+
+
+def among(values: NDArray[Kind], known: NDArray[Kind]) -> NDArray[np.bool_]:
+    """Whether each of the values is one of those known, which are `distinct`: numpy's `isin` hashes them all first."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
 
 
 def _beyond_ascii(texts: pl.Series, raw: Bytes, offsets: Places, rules: Rules) -> tuple[Bytes, Places]:
