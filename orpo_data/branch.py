@@ -38,7 +38,7 @@ class FinishedPart:
     rows_in: int
     tallies: Sequence[Tally]
     shards: list[tuple[str | None, WrittenShard]]
-    dropped: list[pa.Table]
+    dropped: int
 
     def record(self, placed: dict[Path, str]) -> PartRecord:
         """For the next run; `placed` has the final paths of shards."""
@@ -47,7 +47,7 @@ class FinishedPart:
             rows_in=self.rows_in,
             steps=list(self.tallies),
             shards=[placed[shard.file] for _, shard in self.shards],
-            dropped=sum(map(len, self.dropped)),
+            dropped=self.dropped,
         )
 
 
@@ -125,14 +125,16 @@ class BranchRunner:
         """Hand the shards and dropped rows of every part to the dataset folder."""
         known = {run.folder: earlier for run in runs if (earlier := self._earlier.part(run.key))}
         self._advance(segments, [run for run in runs if run.folder not in known])
-        parts = [_taken_over(run, known[run.folder]) if run.folder in known else _finished(run) for run in runs]
-        for run, part in zip(runs, parts, strict=True):
+        parts = []
+        for run in runs:
+            part, dropped = _taken_over(run, known[run.folder]) if run.folder in known else _finished(run)
             if run.rows_in < part.rows_in:
                 self._progress(part.rows_in - run.rows_in)
             for split, shard in part.shards:
                 self._writer.adopt(shard, split)
-            for table in part.dropped:
+            for table in dropped:
                 self._writer.write_dropped(table)
+            parts.append(part)
         return parts
 
 
@@ -140,8 +142,6 @@ def _judge(segment: Segment, runs: Sequence[PartRun]) -> dict[str, Any]:
     """Put the verdicts of the step behind `segment` where its next segment finds them; the step's facts."""
     assert segment.following
     noted = [(run, notes) for run in runs if len(notes := open_shard(run.notes[segment.number]))]
-    if not noted:
-        return {}
     judgement = segment.following.judge([notes for _, notes in noted])
     for (run, notes), verdicts in zip(noted, judgement.verdicts, strict=True):
         assert len(verdicts) == len(notes), f"step {segment.following.name} judged {len(verdicts)} of {len(notes)} rows"
@@ -149,11 +149,14 @@ def _judge(segment: Segment, runs: Sequence[PartRun]) -> dict[str, Any]:
     return judgement.facts
 
 
-def _finished(run: PartRun) -> FinishedPart:
-    return FinishedPart(run.key, run.rows_in, run.tallies, run.shards, [open_shard(path) for path in run.dropped])
+def _finished(run: PartRun) -> tuple[FinishedPart, list[pa.Table]]:
+    """And its dropped rows."""
+    dropped = [open_shard(path) for path in run.dropped]
+    return FinishedPart(run.key, run.rows_in, run.tallies, run.shards, sum(map(len, dropped))), dropped
 
 
-def _taken_over(run: PartRun, earlier: EarlierPart) -> FinishedPart:
+def _taken_over(run: PartRun, earlier: EarlierPart) -> tuple[FinishedPart, list[pa.Table]]:
+    """And its dropped rows."""
     record = earlier.record
-    dropped = [earlier.dropped] if record.dropped else []
-    return FinishedPart(record.key, record.rows_in, record.steps, earlier.link(run.folder), dropped)
+    part = FinishedPart(record.key, record.rows_in, record.steps, earlier.link(run.folder), record.dropped)
+    return part, [earlier.dropped] if record.dropped else []

@@ -71,7 +71,8 @@ class GlobalStep(_Configured):
 
     @abstractmethod
     def judge(self, notes: Sequence[pa.Table]) -> Judgement:
-        """Verdicts from the notes of every part (memory-mapped); the order of parts and rows decides nothing."""
+        """Verdicts from the notes of every part that has rows (memory-mapped; there may be none); the order of parts
+        and rows decides nothing."""
 
     @abstractmethod
     def apply(self, table: pa.Table, verdicts: pa.Table) -> StepOutput:

@@ -300,6 +300,7 @@ class NumbersPart:
 class Toys:
     """A stage over numbers, and what it asked of parts and steps since the last `forget`."""
 
+    schema = NUMBERS
     part = NumbersPart
     applied = APPLIED
     read = NumbersPart.READ

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import orjson
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import orpo_data
+from orpo_data.branch import Branch
 from orpo_data.errors import OrpoError
 from orpo_data.events import EVENTS_NAME
 from orpo_data.manifest import MANIFEST_NAME, read_manifest
 from orpo_data.reuse import PARTS_NAME
 from orpo_data.shards import read_table
+from orpo_data.stage import run_stage
 
 CHAINS = st.lists(st.tuples(st.sampled_from(["without", "twice", "first", "shift"]), st.integers(2, 4)), max_size=5)
 """No global step, or several, in any place and in a row."""
@@ -174,3 +177,13 @@ def test_no_row_at_all(toys: Any, tmp_path: Path, chain: Any) -> None:
     with pytest.raises(OrpoError, match=r"^toy: no rows left of 2 \(2 reason_2\)$"):
         toys.run(tmp_path / "out", [toys.part("a", (2, 4))], [("without", 2), *chain])
     assert {path.name for path in tmp_path.iterdir()} <= {".out.notes"}  # which hold for the next run
+
+
+@pytest.mark.parametrize("values", [(), (2, 4)])
+def test_a_global_step_is_asked_even_where_no_row_has_come_to_it(toys: Any, tmp_path: Path, values: Any) -> None:
+    """It may have something to say of that: facts, or an error because rows are wanted."""
+    chain = toys.chain([("without", 2), ("first", 2)])
+    branches = [Branch([], [part], chain, part.name) for part in (toys.part("a", values), toys.part("b", (1,)))]
+    with mock.patch("orpo_data.report.write_pages"):
+        run_stage("toy", tmp_path / "out", toys.schema, branches)
+    assert [step.facts for step in read_manifest(tmp_path / "out").steps] == [{}, {"kept": 0}, {}, {"kept": 1}]
