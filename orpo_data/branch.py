@@ -105,9 +105,12 @@ class BranchRunner:
         """Bring parts through the segments they have not passed yet."""
         for segment in segments:
             behind = [run for run in runs if run.done == segment.number]
+            spent = [run.rows for run in behind]
             after = self._run_parts(segment, behind, self._batch_rows, self._progress)
-            for run, state in zip(behind, after, strict=True):
+            for run, state, rows in zip(behind, after, spent, strict=True):
                 run.update(state)
+                if rows:
+                    rows.unlink()  # or every segment would leave a copy of the dataset until the end
 
     def _take_notes(self, segments: Sequence[Segment], runs: Sequence[PartRun], step: dict[str, Any]) -> None:
         """Notes on every part at the end of the last of the segments, as `step` wants them."""

@@ -310,5 +310,6 @@ def _route(split: str | None, table: pa.Table) -> Iterator[tuple[str | None, pa.
     if "split" not in table.schema.names:
         yield split, table
         return
+    assert not table["split"].null_count, "a row without a split would be lost"
     for side in pc.unique(table["split"]).to_pylist():
         yield side, table.filter(pc.equal(table["split"], side)).drop_columns("split")

@@ -94,10 +94,18 @@ class NoteCache:
 
     def __init__(self, output: Path) -> None:
         self._folder = output.parent / f".{output.name}.notes"
+        self._found: dict[str, list[Path]] = {}  # by key
         self._used: set[Path] = set()
+        for file in self._files():
+            self._found.setdefault(file.name.split("-")[0], []).append(file)
+
+    def _files(self) -> list[Path]:
+        """Every note that lies there; what is no note of ours is none of our business."""
+        files = self._folder.iterdir() if self._folder.is_dir() else ()
+        return [file for file in files if NOTES_NAME.fullmatch(file.name)]
 
     def find(self, key: str) -> Path | None:
-        for file in self._folder.glob(f"{key}-*.arrow"):
+        for file in self._found.get(key, []):
             if file.stem == f"{key}-{file_sha256(file)}":
                 self._used.add(file)
                 return file
@@ -111,13 +119,11 @@ class NoteCache:
         return notes.rename(file)
 
     def prune(self) -> None:
-        """Remove the notes that this run had no use for; what is no note of ours stays."""
-        if not self._folder.is_dir():
-            return
-        for file in self._folder.iterdir():
-            if file not in self._used and NOTES_NAME.fullmatch(file.name):
+        """Remove the notes that this run had no use for, and the folder if nothing is left there."""
+        for file in self._files():
+            if file not in self._used:
                 file.unlink()
-        if not any(self._folder.iterdir()):
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import orpo_data
@@ -99,6 +99,7 @@ def test_two_parts_with_the_same_rows(toys: Any, tmp_path: Path, kind: str) -> N
 
 
 @given(inputs=INPUTS, chain=CHAINS, batch_rows=st.integers(1, 13))
+@example({"a": (1, 2, 3, 4, 6), "b": (9, 8, 2)}, [("without", 3), ("without", 2), ("first", 3), ("without", 4)], 2)
 @settings(max_examples=10)
 def test_dropped_rows_come_by_part_then_step_then_row(
     toys: Any, tmp_path_factory: Any, inputs: Any, chain: Any, batch_rows: int

@@ -14,7 +14,7 @@ import pytest
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Tally, read_manifest
-from orpo_data.parts import PartRun, ShardPart, _in_order, segments_of
+from orpo_data.parts import PartRun, ShardPart, _in_order, run_here, segments_of
 from orpo_data.reuse import PARTS_NAME
 from orpo_data.shards import file_sha256, open_shard, read_table
 from orpo_data.steps.step import GlobalStep, Judgement, Step, StepOutput, dropped_rows
@@ -170,6 +170,39 @@ def test_a_failure_arrives_and_leaves_things_as_they_were(
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_set_aside_goes_when_it_has_been_read(toys: Any, parts: list[Any], tmp_path: Path) -> None:
+    """However many global steps there are, one copy of the rows lies beside the output at the most."""
+    seen = []
+
+    def run_parts(segment: Any, runs: Any, *rest: Any) -> Any:
+        if runs:
+            seen.append(sorted(path.name for path in tmp_path.rglob("rows-*")))
+        return run_here(segment, runs, *rest)
+
+    toys.run(tmp_path / "out", parts, [("without", 4), ("first", 50), ("shift", 2), ("shift", 3)], run_parts=run_parts)
+    assert seen == [[], ["rows-0"] * 2, ["rows-1"] * 2, ["rows-2"] * 2]
+
+
+def test_a_row_without_a_side_is_not_lost_in_silence(toys: Any, parts: list[Any], tmp_path: Path) -> None:
+    class Routed(Step):
+        name: ClassVar[str] = "routed"
+        version: ClassVar[int] = 1
+        sides: tuple[str | None, ...]
+
+        def apply(self, table: pa.Table) -> StepOutput:
+            sides = [self.sides[n % len(self.sides)] for n in table["value"].to_pylist()]
+            return StepOutput(table.append_column("split", pa.array(sides, pa.string())), _none_dropped(table))
+
+    toys.run(tmp_path / "out", parts, [Routed(sides=("train", "train", "eval"))], batch_rows=2)
+    opened = {split: read_table(tmp_path / "out", split)["value"].to_pylist() for split in ("train", "eval")}
+    assert opened == {
+        "train": [n for part in parts for n in part.values if n % 3 < 2],
+        "eval": [n for part in parts for n in part.values if n % 3 == 2],
+    }
+    with pytest.raises(AssertionError, match="a row without a split would be lost"):
+        toys.run(tmp_path / "out", parts, [Routed(sides=("train", "train", None))], batch_rows=2)
 
 
 def test_a_full_disk(toys: Any, parts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
