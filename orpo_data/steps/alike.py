@@ -54,15 +54,22 @@ class Sketches:
         self.sizes = np.concatenate([_matrix(chunk) for chunk in (none, *table["sizes"].chunks)])
         self.bands: int = table.schema.field("bands").type.list_size
 
-    def band(self, number: int, rows: Rows) -> NDArray[np.uint32]:
-        """A band of `rows`."""
-        return np.concatenate([np.empty(0, np.uint32), *(chunk.bands[:, number] for chunk in self._chunks)])[rows]
+    def each_band(self, rows: Rows) -> Iterator[NDArray[np.uint32]]:
+        """One band of `rows` after the other."""
+        if 4 * len(rows) < len(self.sizes):  # few enough to have all their bands at once
+            found = np.empty((len(rows), self.bands), np.uint32)
+            for chunk, places, within in self._by_chunk(rows):
+                found[places] = chunk.bands[within]
+            yield from np.ascontiguousarray(found.T)
+        else:
+            for number in range(self.bands):
+                yield np.concatenate([chunk.bands[:, number] for chunk in self._chunks])[rows]
 
-    def buckets(self, number: int, rows: Rows) -> "Buckets":
-        """The buckets of a band that hold several of `rows`."""
-        keys = self.band(number, rows).astype(np.uint64) << HALF | np.arange(len(rows), dtype=np.uint64)
-        keys.sort()
-        return Buckets.of((keys & LOW).astype(np.int64), keys >> HALF)
+    def buckets(self, rows: Rows) -> Iterator["Buckets"]:
+        """Band after band the places in `rows` of those that share it with others."""
+        for band in self.each_band(rows):
+            keys = np.sort(_above(band, np.arange(len(rows))))
+            yield Buckets.of((keys & LOW).astype(np.int64), keys >> HALF)
 
     def alike(self, rows: Rows, first: Rows, second: Rows) -> Alike:
         """Those of the pairs (first[i], second[i]), places in `rows`, that are similar enough."""
@@ -93,20 +100,23 @@ class Sketches:
 
     def _keys(self, rows: Rows) -> Hashes:
         """Every shingle of `rows` as one number: its place in `rows` and its part above the 32 bits of its hash."""
+        found = [NO_PAIRS]
+        for chunk, places, within in self._by_chunk(rows):
+            sizes = self.sizes[rows[places]]
+            lengths = sizes.sum(1, dtype=np.int64)
+            begins = chunk.ends[within] - np.cumsum(lengths) + lengths
+            hashes = chunk.shingles[np.repeat(begins, lengths) + np.arange(lengths.sum())]
+            slots = places[:, None] * sizes.shape[1] + np.arange(sizes.shape[1])
+            found.append(_above(np.repeat(slots.ravel(), sizes.ravel()), hashes))
+        return np.concatenate(found)
+
+    def _by_chunk(self, rows: Rows) -> Iterator[tuple["_Chunk", Rows, Rows]]:
+        """Each chunk that has some of the rows, with their places in `rows` and in the chunk."""
         order = np.argsort(rows, kind="stable")
         chunks = np.searchsorted(self._starts, rows[order], "right") - 1
-        runs = np.split(order, np.flatnonzero(np.diff(chunks)) + 1) if len(rows) else []
-        return np.concatenate([NO_PAIRS, *(self._keys_in_chunk(rows, places) for places in runs)])
-
-    def _keys_in_chunk(self, rows: Rows, places: Rows) -> Hashes:
-        """The same for those of `rows` that lie in one chunk."""
-        number = int(np.searchsorted(self._starts, rows[places[0]], "right")) - 1
-        chunk, sizes = self._chunks[number], self.sizes[rows[places]]
-        begins = chunk.ends[rows[places] - self._starts[number]].astype(np.int64)
-        lengths = sizes.sum(1, dtype=np.int64)
-        hashes = chunk.shingles[np.repeat(begins - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())]
-        slots = places[:, None] * sizes.shape[1] + np.arange(sizes.shape[1])
-        return _above(np.repeat(slots.ravel(), sizes.ravel()), hashes)
+        for places in np.split(order, np.flatnonzero(np.diff(chunks)) + 1) if len(rows) else []:
+            number = int(np.searchsorted(self._starts, rows[places[0]], "right")) - 1
+            yield self._chunks[number], places, rows[places] - self._starts[number]
 
 
 class Buckets(NamedTuple):
@@ -130,14 +140,14 @@ class Buckets(NamedTuple):
     def of_several(self, labels: Rows) -> Self:
         """The buckets whose members differ in their label."""
         differs = labels[self.members] != labels[self.members[self.starts]]
-        return self.without(~self._each(np.logical_or, differs))
+        return self.without(~self.each(np.logical_or, differs))
 
     def first(self, wanted: NDArray[np.bool_]) -> Rows:
         """For each member the place of the first one in its bucket that is wanted; the number of members if none."""
         places = np.where(wanted, np.arange(len(wanted)), len(wanted))
-        return self._each(np.minimum, places)
+        return self.each(np.minimum, places)
 
-    def _each(self, total: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
+    def each(self, total: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
         """The total of its bucket's values for each member."""
         heads = np.flatnonzero(self.starts == np.arange(len(values)))
         return np.repeat(total.reduceat(values, heads), np.diff(heads, append=len(values)))
@@ -150,15 +160,17 @@ def best_first(sketches: Sketches, rows: Rows) -> Alike:
     best). A row stays once no better one that shares a bucket with it is undecided; then worse ones like it go.
     """
     found = Alike(NO_ROWS, NO_ROWS, np.empty(0))
-    undecided = np.ones(len(rows), bool)
-    left = np.arange(len(rows))
+    undecided, shares = np.ones(len(rows), bool), np.zeros(len(rows), bool)
+    for bucket in sketches.buckets(rows):
+        shares[bucket.members] = True
+    left = np.flatnonzero(shares)
     while len(left):
         blocked = np.zeros(len(left), bool)
-        for bucket in _each_band(sketches, rows[left]):
+        for bucket in sketches.buckets(rows[left]):
             leader = bucket.first(undecided[left[bucket.members]])
             blocked[bucket.members[np.arange(len(leader)) > leader]] = True
         stays, pairs = undecided[left] & ~blocked, NO_PAIRS
-        for bucket in _each_band(sketches, rows[left]):
+        for bucket in sketches.buckets(rows[left]):
             leader = bucket.first(stays[bucket.members])
             behind = np.flatnonzero(np.arange(len(leader)) > leader)
             pairs = _with(pairs, left[bucket.members[behind]], left[bucket.members[leader[behind]]])
@@ -172,7 +184,7 @@ def best_first(sketches: Sketches, rows: Rows) -> Alike:
 def chains(sketches: Sketches, rows: Rows) -> Rows:
     """A number for each of `rows`, the same for two that are alike or linked by a chain of such."""
     labels = np.arange(len(rows))
-    for bucket in _each_band(sketches, rows):
+    for bucket in sketches.buckets(rows):
         while len((bucket := bucket.of_several(labels)).members):
             first, second = bucket.members[bucket.starts], bucket.members
             unlinked = labels[first] != labels[second]
@@ -183,22 +195,15 @@ def chains(sketches: Sketches, rows: Rows) -> Rows:
 
 def across(sketches: Sketches, some: Rows, others: Rows) -> Alike:
     """Every one of `some` with every one of `others` that it is like: `first` and `second` have their places."""
-    pairs = NO_PAIRS
-    for number in range(sketches.bands):
-        ours, theirs = sketches.band(number, some), sketches.band(number, others)
-        order = np.argsort(ours)
-        start, end = (np.searchsorted(ours, theirs, side, sorter=order) for side in ("left", "right"))
-        hits = np.flatnonzero(end > start)
-        many = (end - start)[hits]
+    rows, pairs = np.concatenate([some, others]), NO_PAIRS
+    for bucket in sketches.buckets(rows):
+        ours = bucket.members < len(some)  # first in each bucket
+        many = np.where(ours, 0, bucket.each(np.add, ours.astype(np.int64)))
         steps = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
-        pairs = _with(pairs, order[np.repeat(start[hits], many) + steps], np.repeat(hits, many))
+        pairs = _with(pairs, bucket.members[np.repeat(bucket.starts, many) + steps], np.repeat(bucket.members, many))
     first, second = _halves(pairs)
-    alike = sketches.alike(np.concatenate([some, others]), first, second + len(some))
+    alike = sketches.alike(rows, first, second)
     return alike._replace(second=alike.second - len(some))
-
-
-def _each_band(sketches: Sketches, rows: Rows) -> Iterator[Buckets]:
-    return (sketches.buckets(number, rows) for number in range(sketches.bands))
 
 
 def _with(pairs: Hashes, first: Rows, second: Rows) -> Hashes:
@@ -206,7 +211,7 @@ def _with(pairs: Hashes, first: Rows, second: Rows) -> Hashes:
     return distinct(np.concatenate([pairs, _above(first, second)]))
 
 
-def _above(high: Rows, low: NDArray[Any]) -> Hashes:
+def _above(high: NDArray[Any], low: NDArray[Any]) -> Hashes:
     """Two numbers of 32 bits in one."""
     return high.astype(np.uint64) << HALF | low.astype(np.uint64)
 
