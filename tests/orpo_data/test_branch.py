@@ -75,6 +75,7 @@ def test_neither_batches_nor_threads_matter(
 
 
 @given(before=INPUTS, after=INPUTS, chain=CHAINS, batch_rows=st.sampled_from([3, 5]), split=st.booleans())
+@example(before={"a": (1,)}, after={}, chain=[], batch_rows=3, split=True)  # the last part goes to the other side
 @settings(max_examples=30)
 def test_what_changed_is_worked_on_with_the_result_of_a_fresh_run(
     toys: Any, tmp_path_factory: Any, before: Any, after: Any, chain: Any, batch_rows: int, split: bool

@@ -68,7 +68,7 @@ def test_a_push_onto_an_earlier_one_leaves_nothing_of_it(prepared, tmp_path):
     report = push(prepared / "clean", str(tmp_path / "there"))
     expected = {*files_of(prepared / "clean"), "parquet/train.parquet", "croissant.json"}
     assert set(files_of(tmp_path / "there")) == expected
-    assert "eval/data-00000-of-00001.arrow" in report.removed
+    assert "eval/data-00000-of-00002.arrow" in report.removed
     assert orpo_data.verify(tmp_path / "there").ok
 
 
@@ -364,7 +364,7 @@ def test_the_hub_keeps_what_others_added_and_loses_what_is_stale(hub, prepared):
     report = push(prepared / "clean", "me/data")
     kept = {*files_of(prepared / "clean"), "parquet/train.parquet", "croissant.json", ".gitattributes", "notes.md"}
     assert set(hub.repos["me/data"]) == kept
-    assert "eval/data-00000-of-00001.arrow" in report.removed
+    assert "eval/data-00000-of-00002.arrow" in report.removed
     assert len(hub.commits) == 2
 
 

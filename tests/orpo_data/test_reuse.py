@@ -109,6 +109,22 @@ def test_what_is_damaged_is_worked_out_anew(
     assert rerun(damage) == read
 
 
+@pytest.mark.parametrize(
+    "chain",
+    [
+        [("without", 2), *CHAIN[1:]],
+        [CHAIN[0], ("first", 3), CHAIN[2]],
+        [*CHAIN[:2], ("shift", 3)],
+        [*CHAIN, ("without", 9)],
+        [CHAIN[0], ("without", 9), *CHAIN[1:]],
+        CHAIN[:1],
+        [],
+    ],
+)
+def test_what_came_of_other_steps_is_not_taken_over(rerun: Callable[..., Any], chain: Any) -> None:
+    assert rerun(chain=chain) == ["a", "b", "c"]
+
+
 def test_notes_of_other_steps_are_removed(
     rerun: Callable[..., Any], toys: Any, parts: list[Any], tmp_path: Path
 ) -> None:

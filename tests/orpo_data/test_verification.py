@@ -43,8 +43,9 @@ def names(folder: Path) -> set[str]:
 
 
 FILES = [
-    *("README.md", "_lineage.ndjson", "_manifest.json", "report.html", "dataset_dict.json"),
-    *(f"{part}/data-00000-of-00001.arrow" for part in ("train", "eval", "dropped")),
+    *("README.md", "_lineage.ndjson", "_manifest.json", "_parts.json", "report.html", "dataset_dict.json"),
+    *(f"{side}/data-0000{i}-of-00002.arrow" for side in ("train", "eval") for i in range(2)),
+    "dropped/data-00000-of-00001.arrow",
     *(f"{part}/{name}" for part in ("train", "eval", "dropped") for name in ("state.json", "dataset_info.json")),
 ]
 
@@ -113,11 +114,11 @@ def test_the_caches_of_datasets_are_passed_over(folder: Path) -> None:
 
 
 def test_two_shards_swapped(folder: Path) -> None:
-    a, b = (folder / part / "data-00000-of-00001.arrow" for part in ("train", "eval"))
+    a, b = (folder / part / "data-00000-of-00002.arrow" for part in ("train", "eval"))
     first = a.read_bytes()
     a.write_bytes(b.read_bytes())
     b.write_bytes(first)
-    assert names(folder) == {"train/data-00000-of-00001.arrow", "eval/data-00000-of-00001.arrow"}
+    assert names(folder) == {"train/data-00000-of-00002.arrow", "eval/data-00000-of-00002.arrow"}
 
 
 def test_a_folder_in_a_files_place(folder: Path) -> None:
@@ -174,12 +175,12 @@ def test_a_forged_manifest(folder: Path, forgery: str) -> None:
 @pytest.mark.parametrize("damage", ["shorter", "gone"])
 @pytest.mark.parametrize("opener", [orpo_data.load, orpo_data.scan])
 def test_opening_notices_a_shard_of_another_size(folder: Path, damage: str, opener: Callable[..., Any]) -> None:
-    file = folder / "train" / "data-00000-of-00001.arrow"
+    file = folder / "train" / "data-00000-of-00002.arrow"
     if damage == "gone":
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(OrpoError, match=r"train/data-00000-of-00001\.arrow: .*the manifest says") as caught:
+    with pytest.raises(OrpoError, match=r"train/data-00000-of-00002\.arrow: .*the manifest says") as caught:
         opener(folder)
     assert "\n" not in str(caught.value)
 

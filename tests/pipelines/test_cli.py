@@ -211,7 +211,7 @@ def test_push_tells_what_went_where(orpo, prepared, tmp_path):
     assert orpo_data.verify(tmp_path / "there").ok
     told = json.loads(orpo("push", prepared / "clean", "--to", tmp_path / "there", "--json").out)
     assert told["target"] == str(tmp_path / "there")
-    assert "eval/data-00000-of-00001.arrow" in told["removed"]
+    assert "eval/data-00000-of-00002.arrow" in told["removed"]
 
 
 @pytest.mark.parametrize(

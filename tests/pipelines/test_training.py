@@ -291,11 +291,11 @@ def no_training(monkeypatch):
 
 
 def test_broken_data_is_refused(own_run, tiny_training, tmp_path, no_training):
-    file = own_run / "tokenize" / "train" / "data-00000-of-00001.arrow"
+    file = own_run / "tokenize" / "train" / "data-00000-of-00002.arrow"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(OrpoError, match=r"train/data-00000-of-00001\.arrow: its bytes changed .*orpo verify"):
+    with pytest.raises(OrpoError, match=r"train/data-00000-of-00002\.arrow: its bytes changed .*orpo verify"):
         train_model(own_run / "tokenize", tiny_training(), tmp_path / "out" / "model", job="test")
     assert not (tmp_path / "out").exists()
 
