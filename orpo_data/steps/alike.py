@@ -56,7 +56,7 @@ class Sketches:
 
     def each_band(self, rows: Rows) -> Iterator[NDArray[np.uint32]]:
         """One band of `rows` after the other."""
-        if 4 * len(rows) < len(self.sizes):  # few enough to have all their bands at once
+        if 4 * len(rows) <= len(self.sizes):  # few enough to have all their bands at once
             found = np.empty((len(rows), self.bands), np.uint32)
             for chunk, places, within in self._by_chunk(rows):
                 found[places] = chunk.bands[within]

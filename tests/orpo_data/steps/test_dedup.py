@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orpo_data.schema import PAIRS, pair_id
@@ -94,6 +94,13 @@ def test_the_widest_margin_stays_then_the_first_by_origin(run: Any) -> None:
     assert numbers(kept) == [9]
     kept, _, _ = run([pair("How?", "So.", "No.", 9, float("nan")), pair("How?", "So.", "No.", 4)])
     assert numbers(kept) == [4]
+
+
+def test_of_several_pairs_from_one_record_the_first_id_stays(run: Any) -> None:
+    rows = [pair("How?", f"{SENTENCE} {end}", "No.", 0) for end in ("today", "now", "soon", "then")]
+    kept, dropped, _ = run(rows)
+    assert [row["id"] for row in kept] == [min(row["id"] for row in rows)]
+    assert len(dropped) == 3
 
 
 def test_chains_of_near_duplicates_are_not_followed(run: Any) -> None:
@@ -215,6 +222,7 @@ configs = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=30)
 @given(drawn, configs, st.data())
 @example([("b c d", "a", "b", None)] * 3, {}, None)
 def test_neither_order_nor_batches_matter_and_once_is_enough(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orpo_data.errors import OrpoError
@@ -40,6 +40,7 @@ def taken(run_global: Any) -> Callable[..., list[int]]:
 numbers = st.lists(st.integers(0, 60), unique=True, min_size=1, max_size=40)
 
 
+@settings(max_examples=40)
 @given(numbers, st.data())
 def test_exactly_that_many_rows_in_any_order(taken: Any, numbers: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(numbers)))
@@ -50,6 +51,7 @@ def test_exactly_that_many_rows_in_any_order(taken: Any, numbers: list[int], dat
     assert sorted(taken(order, count, *data.draw(st.tuples(st.integers(1, 5), st.integers(1, 9))))) == sorted(kept)
 
 
+@settings(max_examples=40)
 @given(numbers, numbers, st.data())
 def test_more_rows_displace_only_as_many_as_they_are(
     taken: Any, old: list[int], new: list[int], data: st.DataObject

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orpo_data.schema import PAIRS
@@ -176,6 +176,7 @@ conversation = st.lists(prompt, min_size=1, max_size=3).map(
 fractions = st.sampled_from([{}, {"a": 0.2}])
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(conversation, st.sampled_from("ab")), max_size=25), fractions, st.integers(0, 5), st.data())
 @example([(user("oak"), "a"), ([*user("oak"), *user("elm")], "b")], {"a": 0.2}, 0, None)
 def test_the_sides_have_nothing_in_common_in_any_order(
@@ -202,6 +203,7 @@ def test_the_sides_have_nothing_in_common_in_any_order(
         assert [drawn[i] for i in order] == shuffled
 
 
+@settings(max_examples=25)
 @given(st.lists(conversation, max_size=15), st.lists(conversation, max_size=15), st.integers(0, 5), st.booleans())
 def test_more_rows_move_no_row_to_the_other_side(
     sides: Any, old: list[Any], new: list[Any], seed: int, first: bool
