@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import Task
 
 from flows.artifacts import publish_curves, publish_drift, publish_evaluation, publish_stages
+from flows.clusters import part_runner, task_runner
 from flows.logs import log_progress, show_stage_logs
 from flows.network import retry_on_network_fault
 from orpo_data.errors import UsageError
@@ -53,35 +54,46 @@ def ingest(source: str, recipe: dict[str, Any], output: str) -> Report:
     """Raw files of one source to rows."""
     settings = Recipe.parse(recipe)
     config = next(config for config in settings.sources if config.label == source)
-    return as_values(stages.ingest(config, settings, Path(output), log_progress(f"ingest {source}")))
+    report = stages.ingest(
+        config, settings, Path(output), log_progress(f"ingest {source}"), run_parts=part_runner(settings.runner)
+    )
+    return as_values(report)
 
 
 @stage_task("binarize")
 def binarize(ingested: list[Report], recipe: dict[str, Any], output: str) -> Report:
     """Every source's rows to pairs."""
     folders = [Path(report["path"]) for report in ingested]
-    return as_values(stages.binarize(folders, Recipe.parse(recipe), Path(output), log_progress("binarize")))
+    settings = Recipe.parse(recipe)
+    progress, run_parts = log_progress("binarize"), part_runner(settings.runner)
+    return as_values(stages.binarize(folders, settings, Path(output), progress, run_parts=run_parts))
 
 
 @stage_task("clean")
 def clean(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs that keep every structural rule."""
     inputs = Path(previous["path"])
-    return as_values(stages.clean(inputs, Recipe.parse(recipe), Path(output), log_progress("clean")))
+    settings = Recipe.parse(recipe)
+    progress, run_parts = log_progress("clean"), part_runner(settings.runner)
+    return as_values(stages.clean(inputs, settings, Path(output), progress, run_parts=run_parts))
 
 
 @stage_task("split")
 def split(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs to a train and an eval side."""
     inputs = Path(previous["path"])
-    return as_values(stages.split(inputs, Recipe.parse(recipe), Path(output), log_progress("split")))
+    settings = Recipe.parse(recipe)
+    progress, run_parts = log_progress("split"), part_runner(settings.runner)
+    return as_values(stages.split(inputs, settings, Path(output), progress, run_parts=run_parts))
 
 
 @stage_task("tokenize", network=True)
 def tokenize(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs to token ids."""
     inputs = Path(previous["path"])
-    return as_values(stages.tokenize(inputs, Recipe.parse(recipe), Path(output), log_progress("tokenize")))
+    settings = Recipe.parse(recipe)
+    progress, run_parts = log_progress("tokenize"), part_runner(settings.runner)
+    return as_values(stages.tokenize(inputs, settings, Path(output), progress, run_parts=run_parts))
 
 
 @stage_task("train", network=True)
@@ -124,6 +136,12 @@ def prepare_flow(recipe: str, overrides: list[str] | None = None, output: str | 
     return {"stages": _prepare(settings, place)}
 
 
+@flow(name="orpo-parts", persist_result=False)
+def parts_flow(recipe: dict[str, Any], output: str) -> list[Report]:
+    """The data part on a cluster: a flow of its own, for a flow has one task runner."""
+    return _prepare_here(Recipe.parse(recipe), Layout(output))
+
+
 @flow(name="orpo-train", persist_result=False)
 def train_flow(recipe: str, overrides: list[str] | None = None, output: str | None = None) -> dict[str, Any]:
     """Train and evaluate on what `prepare_flow` has written; arguments as there.
@@ -156,6 +174,12 @@ def _read(recipe: str, overrides: list[str] | None, output: str | None) -> tuple
 
 
 def _prepare(settings: Recipe, place: Layout) -> list[Report]:
+    if settings.runner.kind == "local":
+        return _prepare_here(settings, place)
+    return parts_flow.with_options(task_runner=task_runner(settings.runner))(settings.resolved(), str(place.root))
+
+
+def _prepare_here(settings: Recipe, place: Layout) -> list[Report]:
     """Every data stage, and what they did on Prefect's pages; a stage that drifted too far shows how."""
     try:
         reports = _run_stages(settings, place)
@@ -170,8 +194,11 @@ def _prepare(settings: Recipe, place: Layout) -> list[Report]:
 def _run_stages(settings: Recipe, place: Layout) -> list[Report]:
     recipe = settings.resolved()
     labels = [source.label for source in settings.sources]
-    running = [ingest.submit(label, recipe, str(place.ingest(label))) for label in labels]
-    ingested = [future.result() for future in running]
+    if settings.runner.kind == "local":
+        running = [ingest.submit(label, recipe, str(place.ingest(label))) for label in labels]
+        ingested = [future.result() for future in running]
+    else:  # the cluster is for the parts
+        ingested = [ingest(label, recipe, str(place.ingest(label))) for label in labels]
     binarized = binarize(ingested, recipe, str(place.binarize))
     cleaned = clean(binarized, recipe, str(place.clean))
     parted = split(cleaned, recipe, str(place.split))

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from orpo_data.chat import Chat
 from orpo_data.errors import UsageError
+from orpo_data.extras import require_package
 from orpo_data.sources import Diverging, check_settings
 from orpo_data.steps.binarize import Binarize
 from orpo_data.steps.chat_template import ChatTemplate
@@ -133,6 +134,25 @@ class EvaluateConfig(_Section):
     max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of a sample answer.")
 
 
+class RunnerConfig(_Section):
+    """Where the parts of a stage are worked on; decides nothing about the rows."""
+
+    kind: Literal["local", "dask", "ray"] = Field(
+        default="local", description="In this process, or as tasks on a Dask or Ray cluster (extras dask, ray)."
+    )
+    address: str | None = Field(
+        default=None, description="Of the cluster's scheduler; by default one is started here for the run."
+    )
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        if self.kind != "local":
+            require_package(f"prefect_{self.kind}", self.kind, "runner.kind")
+        elif self.address:
+            raise ValueError("address: the local runner has none; set runner.kind to dask or ray")
+        return self
+
+
 class Recipe(_Section):
     """Sources, the steps on their rows, the training run and its evaluation."""
 
@@ -149,6 +169,7 @@ class Recipe(_Section):
     train: TrainConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     drift: DriftConfig | None = None
+    runner: RunnerConfig = RunnerConfig()
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

@@ -14,7 +14,7 @@ from orpo_data.branch import Branch
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Input, digest, read_manifest
-from orpo_data.parts import ShardPart
+from orpo_data.parts import RunParts, ShardPart, run_here
 from orpo_data.schema import JUDGED, PAIRS, TOKENIZED
 from orpo_data.sources import SOURCES, require_columns
 from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
@@ -35,7 +35,12 @@ def quiet(stage: str, rows: int) -> None:
 
 
 def ingest(
-    source: SourceConfig, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+    source: SourceConfig,
+    recipe: Recipe,
+    output: Path,
+    progress: Progress = quiet,
+    batch_rows: int = BATCH_ROWS,
+    run_parts: RunParts = run_here,
 ) -> StageReport:
     """Raw files to RATED or PAIRS rows; records that cannot be parsed are dropped as `unparsable`."""
     kind = SOURCES[source.dataset]
@@ -48,11 +53,16 @@ def ingest(
         steps=[Parse(dataset=source.dataset, columns=source.columns, diverges=source.diverges)],
         source=source.label,
     )
-    return _run("ingest", output, kind.schema, [branch], recipe, progress, batch_rows)
+    return _run("ingest", output, kind.schema, [branch], recipe, progress, batch_rows, run_parts)
 
 
 def binarize(
-    inputs: Sequence[Path], recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+    inputs: Sequence[Path],
+    recipe: Recipe,
+    output: Path,
+    progress: Progress = quiet,
+    batch_rows: int = BATCH_ROWS,
+    run_parts: RunParts = run_here,
 ) -> StageReport:
     """Ingested datasets, one for each source of the recipe in its order, to one dataset of PAIRS."""
     if len(inputs) != len(recipe.sources):
@@ -65,36 +75,62 @@ def binarize(
         elif source.weight < 1:
             steps.append(Sample(share=source.weight, seed=recipe.binarize.seed))
         branches.append(_dataset_branch(folder, output, steps, "ingest", source.label))
-    return _run("binarize", output, PAIRS, branches, recipe, progress, batch_rows, seed=recipe.binarize.seed)
+    return _run("binarize", output, PAIRS, branches, recipe, progress, batch_rows, run_parts, seed=recipe.binarize.seed)
 
 
 def clean(
-    inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+    inputs: Path,
+    recipe: Recipe,
+    output: Path,
+    progress: Progress = quiet,
+    batch_rows: int = BATCH_ROWS,
+    run_parts: RunParts = run_here,
 ) -> StageReport:
     """PAIRS to JUDGED: what keeps every rule, and what the rules noticed."""
     decontaminate = recipe.decontaminate.step() if recipe.decontaminate else None
     steps = [step for step in (recipe.normalise, recipe.clean, recipe.dedup, decontaminate, recipe.label_noise) if step]
     branch = _dataset_branch(inputs, output, steps, "binarize")
-    return _run("clean", output, JUDGED, [branch], recipe, progress, batch_rows)
+    return _run("clean", output, JUDGED, [branch], recipe, progress, batch_rows, run_parts)
 
 
 def split(
-    inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+    inputs: Path,
+    recipe: Recipe,
+    output: Path,
+    progress: Progress = quiet,
+    batch_rows: int = BATCH_ROWS,
+    run_parts: RunParts = run_here,
 ) -> StageReport:
     """JUDGED to a train and an eval side that share no prompt."""
     branch = _dataset_branch(inputs, output, [recipe.split], "clean")
-    return _run("split", output, JUDGED, [branch], recipe, progress, batch_rows, splits=SPLITS, seed=recipe.split.seed)
+    return _run(
+        "split",
+        output,
+        JUDGED,
+        [branch],
+        recipe,
+        progress,
+        batch_rows,
+        run_parts,
+        splits=SPLITS,
+        seed=recipe.split.seed,
+    )
 
 
 def tokenize(
-    inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, batch_rows: int = BATCH_ROWS
+    inputs: Path,
+    recipe: Recipe,
+    output: Path,
+    progress: Progress = quiet,
+    batch_rows: int = BATCH_ROWS,
+    run_parts: RunParts = run_here,
 ) -> StageReport:
     """JUDGED to TOKENIZED, split by split."""
     settings = recipe.tokenize
     chat = Chat.load(settings.tokenizer, settings.chat_template, settings.revision)
     branch = _dataset_branch(inputs, output, settings.steps(chat), "split")
     splits = read_manifest(inputs).splits
-    return _run("tokenize", output, TOKENIZED, [branch], recipe, progress, batch_rows, splits=splits)
+    return _run("tokenize", output, TOKENIZED, [branch], recipe, progress, batch_rows, run_parts, splits=splits)
 
 
 def _run(
@@ -105,6 +141,7 @@ def _run(
     recipe: Recipe,
     progress: Progress,
     batch_rows: int,
+    run_parts: RunParts,
     *,
     splits: Sequence[str] = (),
     seed: int | None = None,
@@ -120,6 +157,7 @@ def _run(
         job=recipe.name,
         batch_rows=batch_rows,
         progress=lambda rows: progress(stage, rows),
+        run_parts=run_parts,
         review=reviewer(recipe.drift, output) if recipe.drift else None,
     )
 
