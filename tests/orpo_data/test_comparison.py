@@ -43,7 +43,10 @@ def write(make_pair, tmp_path):
     def write(name, rows, least=0.0, splits=()):
         pairs = [make_pair(f"{text}?", score_chosen=score, source_row=record) for record, text, score in rows]
         table = pa.Table.from_pylist(pairs, schema=PAIRS)
-        read = lambda size: ((None, table.slice(i, size)) for i in range(0, len(table), size))  # noqa: E731
+
+        def read(size):
+            return ((None, table.slice(i, size)) for i in range(0, len(table), size))
+
         raw = Input(name="test.jsonl", fingerprint=str(hash(tuple(rows))))
         run_stage("clean", tmp_path / name, PAIRS, [Branch(inputs=[raw], read=read, steps=[Picky(least=least)])])
         return tmp_path / name
