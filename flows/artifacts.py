@@ -98,7 +98,7 @@ def _drift_section(diff: dict[str, Any]) -> str:
         for what in ("out", "in")
         for move in diff[f"why_{what}"]
     ]
-    shifts = [(shift["column"], f"{shift['distance']:.3f}") for shift in diff["shifts"]]
+    shifts = [(shift["column"], f"{shift['distance']:.1%}") for shift in diff["shifts"]]
     parts = (
         f"## {escape(diff['new']['stage'])}",
         _table(("rows", "number", "in the other version"), counts + moves),

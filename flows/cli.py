@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orpo_data.errors import OrpoError, UsageError
-from pipelines.cli import JsonOption, OutputOption, RecipeArgument, SetOption, app, default_output, read_recipe, run_app
+from pipelines.cli import app, run_app
+from pipelines.cli.app import JsonOption, OutputOption, RecipeArgument, SetOption, default_output, read_recipe
 
 if TYPE_CHECKING:
     from prefect.schedules import Schedule
@@ -151,11 +152,12 @@ def _show_samples(evaluation: Path) -> None:
 
     from pipelines.console import out
     from pipelines.evaluation import RESULT_NAME
+    from pipelines.printable import printable
 
     for sample in json.loads((evaluation / RESULT_NAME).read_text())["samples"][:SAMPLES_SHOWN]:
         out.print()
         for name, style in (("prompt", "dim"), ("before", "red"), ("after", "green")):
-            out.print(Text(f"{name}: ", "bold").append(str(sample[name]).strip(), style))
+            out.print(Text(f"{name}: ", "bold").append(printable(str(sample[name]).strip()), style))
 
 
 def main() -> None:

@@ -29,10 +29,7 @@ def run_as_tasks(
     segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
 ) -> Sequence[PartRun]:
     """Every part as a task of the flow that is running."""
-    futures = [
-        run_part.submit(f"{run.folder.parent.parent.name.strip('.')}-{run.folder.name}-{segment.number}", segment, run, batch_rows)
-        for run in runs
-    ]
+    futures = [run_part.submit(f"{run.folder.name}-{segment.number}", segment, run, batch_rows) for run in runs]
     before = {future.task_run_id: run.rows_in for future, run in zip(futures, runs, strict=True)}
     for future in as_completed(futures):
         progress(future.result().rows_in - before[future.task_run_id])
@@ -44,7 +41,7 @@ def part_runner(config: RunnerConfig) -> RunParts:
 
 
 def task_runner(config: RunnerConfig) -> TaskRunner[Any]:
-    """Prefect's task runner for a flow; without an address a cluster of this machine's cores, for as long as the flow."""
+    """Prefect's task runner for a flow; without an address a cluster on this machine, for as long as the flow runs."""
     if config.kind == "dask":
         from prefect_dask import DaskTaskRunner
 

@@ -5,9 +5,11 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
+from huggingface_hub.errors import OfflineModeIsEnabled
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
+
+from orpo_data.hub import HTTPError
 
 log = logging.getLogger(__name__)
 

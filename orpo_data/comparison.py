@@ -13,10 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from orpo_data.chain import ORIGIN_COLUMNS, chain_to, origins
+from orpo_data.chain import origins, read_sound_chain
 from orpo_data.distributions import Shift, shifts
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Manifest, StepCounts, read_manifest
+from orpo_data.schema import ORIGIN_COLUMNS
 from orpo_data.shards import check_sizes
 from orpo_data.stage import key_changes
 
@@ -142,7 +143,7 @@ class _Side:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.version = Version(str(path), manifest.stage, manifest.content_hash, manifest.rows_in, manifest.rows)
-        self._nodes = [node for node in chain_to(path, manifest, sound_only=True) if node.manifest.dropped]
+        self._nodes = [node for node in read_sound_chain(path, manifest) if node.manifest.dropped]
         self.rows = self._rows()
 
     def _rows(self) -> pl.DataFrame:

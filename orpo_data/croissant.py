@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from orpo_data.chain import title
 from orpo_data.manifest import Manifest
-from orpo_data.pages.chain import title
 from orpo_data.pages.glossary import COLUMNS
 from orpo_data.pages.upstream import SourceOfRows
 from orpo_data.parquet import ParquetFile

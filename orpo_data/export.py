@@ -11,6 +11,7 @@ from orpo_data.manifest import read_manifest
 from orpo_data.shards import scan
 from orpo_data.views import CLEANED, TEXT_VIEWS
 
+SUFFIXES = (".jsonl", ".ndjson", ".json")  # the last as LLaMA-Factory calls such files
 DATASET_INFO = "dataset_info.json"
 LLAMA_FACTORY_COLUMNS = {
     "messages": "conversations",
@@ -32,21 +33,22 @@ class ExportedFile:
 def export(dataset: str | Path, to: str, output: str | Path) -> list[ExportedFile]:
     """Write each split of a cleaned dataset as JSON lines in the form of `to`, one of TEXT_VIEWS.
 
-    `output` names the file; a dataset with several splits has one each, `prefs-train.jsonl` for `prefs.jsonl`. For
-    LLaMA-Factory the files are also entered in the `dataset_info.json` beside them. No file is touched before all rows
-    are written, and each then takes its place whole.
+    `output` is the file, `prefs.jsonl`, or a folder, in which the file is called after the form, `trl.jsonl`; a dataset
+    with several splits has one file each, `prefs-train.jsonl` and so on. For LLaMA-Factory the files are also entered
+    in the `dataset_info.json` beside them. No file is touched before all rows are written, and each then takes its
+    place whole.
 
-    Raises OrpoError for a dataset without text or with pairs that are not cleaned, UsageError for an unknown `to`.
+    Raises OrpoError for a dataset without text or with pairs that are not cleaned, UsageError for an unknown `to` and
+    for a file that is not to be one of JSON lines.
     """
-    folder, output = Path(dataset), Path(output)
+    folder = Path(dataset)
     if to not in TEXT_VIEWS:
         raise UsageError(f"--to {to!r}: unknown form, there are {', '.join(TEXT_VIEWS)}")
     manifest = read_manifest(folder)
     if manifest.stage not in CLEANED:
         holds = "holds token ids" if manifest.stage == "tokenize" else f"is the output of {manifest.stage}"
         raise OrpoError(f"{folder}: {holds}, an export takes cleaned text; give the folder of clean or split")
-    if output.is_dir():
-        raise UsageError(f"--output {output}: is a folder, a file is needed, e.g. {output / f'{to}.jsonl'}")
+    output = _file_for(Path(output), to)
     files = []
     for split in manifest.splits or ["train"]:
         name = f"{output.stem}-{split}{output.suffix}" if len(manifest.splits) > 1 else output.name
@@ -65,6 +67,14 @@ def export(dataset: str | Path, to: str, output: str | Path) -> list[ExportedFil
     if info is not None:
         _replace_json(output.with_name(DATASET_INFO), info)
     return files
+
+
+def _file_for(output: Path, to: str) -> Path:
+    if output.is_dir() or not output.suffix:
+        return output / f"{to}.jsonl"
+    if output.suffix not in SUFFIXES:
+        raise UsageError(f"--output {output}: give a folder, or a file of JSON lines: {output.with_suffix('.jsonl')}")
+    return output
 
 
 def _partial(path: Path) -> Path:

@@ -9,11 +9,13 @@ from typing import Any
 import orjson
 import polars as pl
 
-from orpo_data.chain import ORIGIN_COLUMNS, Node, chain_to, origins
+from orpo_data.chain import Node, origins, read_chain
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.explain import explain
 from orpo_data.manifest import StepCounts, read_manifest
+from orpo_data.schema import ORIGIN_COLUMNS
 
+MOST_IDS = 20
 ROW_ID = re.compile(r"\b[0-9a-f]{32}\b")
 
 
@@ -105,12 +107,12 @@ def lineage(path: str | Path, row: str | None = None, *, file: str | None = None
 
     Raises:
         OrpoError: the folder is no dataset, or nothing of the chain has that id or comes from that file.
-        UsageError: `row` and `file` together, or `line` without `file`.
+        UsageError: `row` and `file` together, `line` without `file`, or so little of an id that many begin with it.
     """
-    if (row and file) or (line is not None and file is None):
+    if (row is not None and file is not None) or (line is not None and file is None):
         raise UsageError("lineage: ask for a row, or for a file, or for a file and a line of it")
-    nodes = chain_to(Path(path), read_manifest(Path(path)))
-    if file:
+    nodes = read_chain(Path(path), read_manifest(Path(path)))
+    if file is not None:
         return _file_lineage(nodes, path, file, line)
     if row is None:
         return Lineage(nodes)
@@ -132,6 +134,8 @@ def _find_row(nodes: Sequence[Node], row: str) -> list[tuple[str, Origin]]:
             found |= {(i, Origin(source, file, number)): None for i, source, file, number in hits.iter_rows()}
     # an id of a later stage and one of an earlier stage can lead to the same record: tell its story once
     by_origin = {origin: row_id for row_id, origin in found}
+    if (ids := len(set(by_origin.values()))) > MOST_IDS:
+        raise UsageError(f"row {row!r}: {ids:,} ids begin so, give more of it")
     return [(row_id, origin) for origin, row_id in by_origin.items()]
 
 

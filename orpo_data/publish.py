@@ -51,6 +51,10 @@ def push(dataset: str | Path, to: str, *, public: bool = False, published: date 
             update={
                 "files": manifest.files | {name: file_sha256(file) for name, file in exported.items()},
                 "recipe": without_secrets(manifest.recipe),
+                "steps": [
+                    step.model_copy(update=without_secrets({"config": step.config, "facts": step.facts}))
+                    for step in manifest.steps
+                ],
             }
         )
         write_manifest(Path(scratch), pushed)

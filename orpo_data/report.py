@@ -5,17 +5,18 @@ What stands on them is found by the modules of orpo_data.pages, one a part.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from orpo_data.chain import Node, raw_rows, read_sound_chain, title
 from orpo_data.manifest import Manifest
 from orpo_data.pages import samples
 from orpo_data.pages.card import card
-from orpo_data.pages.chain import Stage, raw_rows, read_chain, title
 from orpo_data.pages.charts import Histogram, Numbers, length_histogram, value_histogram
+from orpo_data.pages.effects import effects
 from orpo_data.pages.flow import flow
 from orpo_data.pages.glossary import COLUMNS, MEANINGS, STEPS
 from orpo_data.pages.limits import known_limits
@@ -24,22 +25,21 @@ from orpo_data.pages.render import render
 from orpo_data.pages.rows import Row, Rows, read_dropped, read_input_rows, read_rows
 
 MOST_MODELS = 20
-MOST_SCORED_SOURCES = 4
 
 
 def write_pages(folder: Path, manifest: Manifest) -> None:
     """Write README.md and report.html into a dataset folder whose shards are closed but whose manifest is not there."""
-    chain, measures = read_chain(folder, manifest), measure(folder, manifest)
+    chain, measures = read_sound_chain(folder, manifest), measure(folder, manifest)
     (folder / "README.md").write_bytes(card(chain, measures).encode())
-    (folder / "report.html").write_bytes(report(folder, chain, measures).encode())
+    (folder / "report.html").write_bytes(report(chain, measures).encode())
 
 
-def report(folder: Path, chain: list[Stage], measures: Measures) -> str:
-    """report.html of the last dataset of the chain, which lies in `folder`."""
-    manifest = chain[-1].manifest
+def report(chain: Sequence[Node], measures: Measures) -> str:
+    """report.html of the last dataset of the chain."""
+    folder, manifest = chain[-1].path, chain[-1].manifest
     rows, dropped = read_rows(folder, manifest), read_dropped(folder, manifest)
-    source = read_input_rows(folder, manifest)
-    groups = list(_groups(rows, measures))
+    source = read_input_rows(chain)
+    groups, models = list(_groups(rows, measures)), _models(measures)
     return render(
         "report.html.jinja",
         title=title(manifest),
@@ -47,9 +47,10 @@ def report(folder: Path, chain: list[Stage], measures: Measures) -> str:
         manifest=manifest,
         chain=chain,
         raw_rows=raw_rows(chain),
-        lost=sum(sum(stage.manifest.drop_reasons.values()) for stage in chain),
+        lost=sum(sum(node.manifest.drop_reasons.values()) for node in chain),
         measures=measures,
         flow=flow(chain),
+        effects=effects(manifest, measures, dropped, source),
         dropped=samples.dropped_rows(dropped, manifest.drop_reasons, rows),
         overlaps=samples.overlaps(dropped),
         contaminated=sum(n for reason, n in manifest.drop_reasons.items() if reason.startswith(samples.CONTAMINATED)),
@@ -60,7 +61,8 @@ def report(folder: Path, chain: list[Stage], measures: Measures) -> str:
         texts=samples.texts_of(source, groups[0].rows) if measures.kind == "tokenized" else {},
         changes=samples.changed_rows(rows, source) if any(step.changed for step in manifest.steps) else [],
         charts=list(_charts(measures)),
-        models=_models(measures),
+        models=models[:MOST_MODELS],
+        more_models=len(models[MOST_MODELS:]),
         step_meanings=STEPS,
         meanings=MEANINGS,
     )
@@ -83,7 +85,7 @@ def _groups(rows: Rows, measures: Measures) -> Iterator[Group]:
         "Longest prompts": ("prompt_characters", True),
     }
     for name, (column, highest) in extremes.items():
-        if measures.kind == "pairs" and len(measures.finite(column)):
+        if measures.kind == "pairs" and measures.finite(column).any():
             yield Group(name, samples.extreme_rows(rows, measures.numbers[column], highest=highest))
 
 
@@ -116,7 +118,7 @@ def _score_charts(measures: Measures) -> Iterator[Chart]:
     if "score_chosen" not in measures.numbers:
         return
     sources = np.array(measures.sources)
-    for source in list(measures.by_source())[:MOST_SCORED_SOURCES]:
+    for source in measures.largest_sources():
         own: dict[str, Numbers] = {
             name: measures.numbers[name][sources == source] for name in ("score_chosen", "score_rejected", "margin")
         }
@@ -148,4 +150,4 @@ def _models(measures: Measures) -> list[Model]:
     sides = [measures.models.get(side, Counter()) for side in ("chosen", "rejected", "answers")]
     names = {name for side in sides for name in side}
     found = [Model(name, *(side[name] for side in sides)) for name in names]
-    return sorted(found, key=lambda model: (-model.rows, model.name))[:MOST_MODELS]
+    return sorted(found, key=lambda model: (-model.rows, model.name))

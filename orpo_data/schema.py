@@ -7,10 +7,14 @@ string, int32, float32, list and struct, never large_* or *_view.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 """One turn. `role` is system, user or assistant; `content` is plain text."""
@@ -24,6 +28,14 @@ ORIGIN = [
     pa.field("source_row", pa.int32()),  # 0-based record in that file (for JSON lines: line number - 1)
 ]
 """Where a row comes from. Stays with the row through every stage that holds text."""
+
+ORIGIN_COLUMNS = ["source", "source_file", "source_row"]
+ROW_KEY = ["id", *ORIGIN_COLUMNS]
+"""What tells any two rows of a dataset apart: one content may come from several places."""
+
+SIDES = ("prompt", "chosen", "rejected")
+ANSWERS = ("chosen", "rejected")
+"""The columns of a pair that hold messages."""
 
 RAW = pa.schema([*ORIGIN, pa.field("record", pa.string())])
 """One record of a raw file as JSON text, before anything looked inside."""
@@ -149,3 +161,41 @@ def row_id(content: Mapping[str, Any] | Sequence[Any]) -> str:
 def pair_id(prompt: Sequence[Mapping[str, str]], chosen: Sequence[Any], rejected: Sequence[Any]) -> str:
     """The `id` of a PAIRS row."""
     return row_id({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+
+
+def row_ids(rows: "pl.DataFrame") -> pa.Array:
+    """`row_id` of each row, a frame of texts, float64 numbers, and lists and structs of these.
+
+    polars writes JSON as orjson does, byte for byte, once keys are sorted.
+    """
+    import polars as pl  # only where rows are made: reading a schema costs nothing
+
+    texts = rows.select(_canonical_json(pl.Struct(rows.schema))).to_series()
+    return pa.array([hashlib.sha256(text).hexdigest()[:32] for text in texts.to_list()], pa.string())
+
+
+@cache
+def _canonical_json(kind: "pl.Struct") -> "pl.Expr":
+    """A frame's rows as `row_id` writes them."""
+    import polars as pl
+
+    row = pl.struct([*kind.to_schema()])
+    return _sorted_keys(row, kind).struct.json_encode().cast(pl.Binary)
+
+
+def _sorted_keys(value: "pl.Expr", kind: Any) -> "pl.Expr":
+    """`value` with the fields of every struct in it by name."""
+    import polars as pl
+
+    if isinstance(kind, pl.List):
+        return value.list.eval(_sorted_keys(pl.element(), kind.inner))
+    if isinstance(kind, pl.Struct):
+        fields = sorted(kind.to_schema().items())
+        content = pl.struct(_sorted_keys(value.struct.field(name), inner).alias(name) for name, inner in fields)
+        return pl.when(value.is_not_null()).then(content)
+    return value
+
+
+def pair_ids(rows: "pl.DataFrame") -> pa.Array:
+    """`pair_id` of each PAIRS row."""
+    return row_ids(rows.select("prompt", "chosen", "rejected"))

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 
@@ -43,7 +43,7 @@ def find_target(to: str, *, public: bool = False) -> Target:
             )
         return HubTarget(to, public)
     if "://" in to:
-        return FolderTarget(urlsplit(to).path) if to.startswith("file://") else UrlTarget(to)
+        return FolderTarget(unquote(urlsplit(to).path)) if to.startswith("file://") else UrlTarget(to)
     if to.startswith((".", "~")) or os.path.isabs(to):
         return FolderTarget(os.path.expanduser(to))
     if HUB_ID.fullmatch(to):
@@ -151,14 +151,14 @@ class HubTarget:
         self.url = f"{self.api.endpoint}/datasets/{repo}"
 
     def put(self, files: Mapping[str, Path], manifest: Manifest) -> list[str]:
-        from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # its client's own
+        from orpo_data.hub import HUB_ERRORS, reason
 
         try:
             self.api.create_repo(self.repo, repo_type="dataset", private=not self.public, exist_ok=True)
             return self._commit(files, manifest)
-        except (HTTPError, HFValidationError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OrpoError(f"{self.url}: the hub did not take it ({reason}); `hf auth login` signs you in") from None
+        except HUB_ERRORS as error:
+            told = f"the hub did not take it ({reason(error)}); `hf auth login` signs you in"
+            raise OrpoError(f"{self.url}: {told}") from None
 
     def _commit(self, files: Mapping[str, Path], manifest: Manifest) -> list[str]:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete

@@ -98,13 +98,13 @@ class SequenceScorer(nn.Module):
 
 
 def rounded_up(batch: Batch) -> Batch:
-    """A packed row with a prompt that nobody reads at its end, its length a multiple of ROW_MULTIPLE.
+    """A packed row whose length is a multiple of ROW_MULTIPLE: what lacks is a prompt at its end that nobody reads.
 
     Libraries compile and keep their bf16 kernels for each length they meet: without this, memory grows with the steps.
     """
-    if batch.branches is None:
-        return batch
     extra = -batch.input_ids.shape[1] % ROW_MULTIPLE
+    if batch.branches is None or not extra:
+        return batch
     return replace(
         batch,
         input_ids=pad(batch.input_ids, (0, extra)),

@@ -87,7 +87,7 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
     if config.lora:
         attach_lora(model, config.lora)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     if config.compile:
         compile_layers(model)
     bare, optimizer = SequenceScorer(model, layout, config.precision), make_optimizer(model, config)

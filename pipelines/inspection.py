@@ -16,12 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from orpo_data.chain import record_name
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Manifest, StepCounts
 from orpo_data.shards import read_table
 from pipelines.checks import chat_of
 from pipelines.console import out
+from pipelines.printable import printable
 
 MARKS = {"prompt": "  ", "chosen": "+ ", "rejected": "- "}
 SHADES = {
@@ -111,7 +113,7 @@ def _shaded(chat: Chat, ids: list[int], side: str, full: bool) -> Text:
         if number:
             text.append(f" … {len(ids) - SHOWN_TOKENS:,} tokens … ", "dim italic")
         for index, piece in enumerate(token_texts(chat, part)):
-            text.append(piece, SHADES[side][index % 2] if side in SHADES else STYLES[side])
+            text.append(printable(piece), SHADES[side][index % 2] if side in SHADES else STYLES[side])
     return text
 
 
@@ -135,7 +137,7 @@ def token_texts(chat: Chat, ids: Sequence[int]) -> Iterator[str]:
 
 
 def _print_text_row(row: dict[str, Any], full: bool) -> None:
-    origin = f"  {row['source']} {row['source_file']} row {row['source_row']}"
+    origin = printable(f"  {row['source']} {row['source_file']} {record_name(row['source_file'], row['source_row'])}")
     out.print(Text.assemble("\n", (row["id"], "bold"), origin))
     for note in _notes(row):
         out.print(Text(f"  {note}", "yellow"))
@@ -154,7 +156,7 @@ def _notes(row: dict[str, Any]) -> Iterator[str]:
     if row.get("score_chosen") is not None or row.get("score_rejected") is not None:
         yield f"score {_figure(row['score_chosen'])} over {_figure(row['score_rejected'])}"
     if row.get("model_chosen") or row.get("model_rejected"):
-        yield f"model {row['model_chosen']} over {row['model_rejected']}"
+        yield printable(f"model {row['model_chosen']} over {row['model_rejected']}")
     if flags := row.get("flags"):
         yield "flags: " + ", ".join(_flag(flag) for flag in flags)
     if row.get("label_noise") is not None:
@@ -173,9 +175,9 @@ def _figure(value: float | None) -> str:
 def _shortened(text: str, full: bool) -> str:
     """`text` without its middle if it is long."""
     if full or len(text) <= SHOWN_CHARACTERS:
-        return text
+        return printable(text)
     half = SHOWN_CHARACTERS // 2
-    return f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
+    return printable(f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}")
 
 
 def _print_marked(side: str, text: Text) -> None:

@@ -1,6 +1,6 @@
 """What the command line prints of lineage and of comparisons: for people, and as plain JSON values for scripts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orpo_data.chain import Node
+from orpo_data.chain import Node, record_name
 from orpo_data.comparison import Diff, Move
+from orpo_data.distributions import NAMES, Shift
 from orpo_data.history import Decision, Lineage, Origin, RowLineage, Verdict
+from orpo_data.pages.render import figure, percent
 from pipelines.console import out
-
-NO_LINES = ("parquet", "arrow", "json", "json.gz")
-"""Files whose records are numbered; those of any other kind are lines."""
+from pipelines.printable import printable
 
 
 def print_lineage(chain: Lineage) -> None:
@@ -52,19 +52,19 @@ def _print_node(node: Node) -> None:
 
 
 def _print_row(row: RowLineage, indent: str = "") -> None:
-    out.print(Text(f"{indent}{row.id or 'no id'}", "bold").append(f"  from {_place(row.origin)}", "not bold"))
+    place = printable(f"  from {_place(row.origin)}")
+    out.print(Text(f"{indent}{row.id or 'no id'}", "bold").append(place, "not bold"))
     for decision in row.decisions:
         out.print(Text(f"{indent}  {_outcome(decision)}", "" if decision.kept else "red"), soft_wrap=True)
         for verdict in decision.steps:
-            out.print(Text(f"{indent}    {_verdict(verdict)}"), soft_wrap=True)
+            out.print(Text(printable(f"{indent}    {_verdict(verdict)}")), soft_wrap=True)
     for other in row.related:
         out.print(Text(f"{indent}  the row named above:"))
         _print_row(other, f"{indent}    ")
 
 
 def _place(origin: Origin) -> str:
-    kind = "record" if origin.file.lower().endswith(NO_LINES) else "line"
-    return f"{origin.source}: {origin.file} {kind} {origin.line}"
+    return f"{origin.source}: {origin.file} {record_name(origin.file, origin.row)}"
 
 
 def _outcome(decision: Decision) -> str:
@@ -95,13 +95,13 @@ def _print_ends(ends: pl.DataFrame) -> None:
     counts: dict[str, int] = {}
     for row in rows:
         counts[_end(row)] = counts.get(_end(row), 0) + 1
-    print(f"{len(rows):,} rows")
+    print(_rows(len(rows)))
     for end, count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"  {count:,} {end}")
     print(f"\n{'line':>8}  {'id':12}  end")
     for row in rows:
-        detail = f" ({row['detail']})" if row["detail"] else ""
-        print(f"{row['source_row'] + 1:>8}  {(row['id'] or '-')[:12]:12}  {_end(row)}{detail}")
+        detail = f" ({' '.join(row['detail'].split())})" if row["detail"] else ""
+        print(printable(f"{row['source_row'] + 1:>8}  {(row['id'] or '-')[:12]:12}  {_end(row)}{detail}"))
 
 
 def _end(row: dict[str, Any]) -> str:
@@ -154,25 +154,30 @@ def print_diff(found: Diff) -> None:
     if found.empty:
         out.print("the same rows, made in the same way")
         return
-    columns = f" ({_counts(found.changed_columns.items())})" if found.changed_columns else ""
-    out.print(f"\n{found.rows_same:,} rows stayed, {found.rows_changed:,} changed{columns}")
+    differing = ", ".join(f"{name} {rows:,}" for name, rows in found.changed_columns.items())
+    columns = f" ({differing})" if differing else ""
+    out.print(f"\n{_rows(found.rows_same)} stayed, {found.rows_changed:,} changed{columns}")
     for count, verb, moves in ((found.rows_out, "went", found.why_out), (found.rows_in, "came", found.why_in)):
-        out.print(f"{count:,} rows {verb}")
+        out.print(f"{_rows(count)} {verb}")
         for move in moves:
-            out.print(Text(f"  {move.rows:,} {move_text(move, verb)}"), soft_wrap=True)
+            out.print(Text(f"  {move.rows:,} {_move(move, verb)}"), soft_wrap=True)
     if found.settings:
         out.print("\n[bold]settings and inputs[/bold]")
         for line in found.settings:
             out.print(Text(f"  {line}"), soft_wrap=True)
     _print_table(("dropped by", "reason", "old", "new"), _drop_rows(found))
-    _print_table(("column", "moved by", "old", "new"), shift_rows(found))
+    _print_table(("column", "moved by", "old → new"), _shift_rows(found))
 
 
-def move_text(move: Move, verb: str) -> str:
-    """What became of rows that `went` or `came`, in words."""
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
+
+
+def _move(move: Move, verb: str) -> str:
+    """Where rows that `went` are now, or rows that `came` were before."""
     if move.reason is None:
-        return "are not to be found in the other version, dropped rows included"
-    return f"{'are now' if verb == 'went' else 'were'} dropped in {move.stage} by {move.step}: {move.reason}"
+        return "not to be found in the other version, dropped rows included"
+    return f"{'now' if verb == 'went' else 'before'} dropped in {move.stage} by {move.step}: {move.reason}"
 
 
 def _drop_rows(found: Diff) -> list[tuple[str, ...]]:
@@ -181,17 +186,23 @@ def _drop_rows(found: Diff) -> list[tuple[str, ...]]:
     return [(drops.step, drops.reason, f"{drops.old:,}", f"{drops.new:,}") for drops in changed]
 
 
-def shift_rows(found: Diff) -> list[tuple[str, ...]]:
+def _shift_rows(found: Diff) -> list[tuple[str, ...]]:
     """A line for each column that moved at all."""
     moved = [shift for shift in found.shifts if shift.distance > 0]
-    return [
-        (shift.column, f"{shift.distance:.3f}", _counts(shift.old.items()), _counts(shift.new.items()))
-        for shift in moved
-    ]
+    return [(shift.column, percent(shift.distance, 1), _figures(shift)) for shift in moved]
 
 
-def _counts(items: Iterable[tuple[str, float | None]]) -> str:
-    return ", ".join(f"{name} {'-' if value is None else _value(value)}" for name, value in items)
+def _figures(shift: Shift) -> str:
+    """From where to where: the shares of names that moved, or median, p95 and mean of numbers."""
+    names = shift.column in NAMES
+    texts = []
+    for name in shift.old:
+        old, new = (percent(side[name] or 0, 1) if names else figure(side[name]) for side in (shift.old, shift.new))
+        if old != new:
+            texts.append(f"{name} {old} → {new}")
+        elif not names:
+            texts.append(f"{name} {old}")
+    return ", ".join(texts)
 
 
 def _print_table(names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
@@ -199,7 +210,7 @@ def _print_table(names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        table.add_column(name)
+        table.add_column(name, justify="right" if name in ("old", "new", "moved by") else "left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)

@@ -125,13 +125,15 @@ def fetch_model(model: str, revision: str | None) -> Path:
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from orpo_data.hub import HUB_ERRORS, reason
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OrpoError(f"train.model: {model!r} is no local folder and cannot be had from the hub: {reason}") from None
+    except HUB_ERRORS as error:
+        raise OrpoError(
+            f"train.model: {model!r} is no local folder and cannot be had from the hub: {reason(error)}"
+        ) from None
 
 
 def model_fingerprint(folder: Path) -> str:

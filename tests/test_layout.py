@@ -1,6 +1,7 @@
 """The repository's top level is the house of the README, and nothing more."""
 
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,14 @@ def test_tests_mirror_the_packages() -> None:
 def test_no_package_in_tests() -> None:
     """pytest runs with --import-mode=importlib: an __init__.py there would shadow the packages."""
     assert [path for path in tracked() if path.startswith("tests/") and path.endswith("__init__.py")] == []
+
+
+def test_every_package_is_installed() -> None:
+    """A folder left out of the list in pyproject.toml is missing from the wheel alone, where no other test looks."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    packages = {
+        Path(path).parent.as_posix().replace("/", ".")
+        for path in tracked()
+        if path.startswith(tuple(settings["mypy"]["packages"])) and path.endswith(".py")
+    }
+    assert set(settings["setuptools"]["packages"]) == packages

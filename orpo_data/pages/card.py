@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
+from orpo_data.chain import Node, raw_rows, title
 from orpo_data.manifest import Manifest
-from orpo_data.pages.chain import Stage, raw_rows, title
 from orpo_data.pages.glossary import COLUMNS
 from orpo_data.pages.limits import known_limits
 from orpo_data.pages.measures import KINDS, Measures
@@ -16,7 +16,7 @@ from orpo_data.pages.upstream import SourceOfRows, public_recipe, sources_of
 OTHER = "other"  # the hub's word for a licence that it does not list, or that nobody stated
 
 
-def card(chain: Sequence[Stage], measures: Measures) -> str:
+def card(chain: Sequence[Node], measures: Measures) -> str:
     """README.md of the last dataset of the chain."""
     manifest = chain[-1].manifest
     sources = sources_of(manifest, measures.sources)

@@ -9,8 +9,8 @@ them stays text.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orpo_data.chain import Node
 from orpo_data.manifest import StepCounts
-from orpo_data.pages.chain import Stage
 
 WIDTH, HEIGHT = 1000, 100
 LANE_GAP, SPLIT_GAP, DROP_GAP = 22, 8, 14  # what falls out lands between its lane and the next
@@ -33,7 +33,7 @@ class Line:
     after: Lanes
     lane: str = ALL  # the one that a step works on
     lost: int = 0
-    stage: Stage | None = None
+    node: Node | None = None
     step: StepCounts | None = None
 
     @property
@@ -50,46 +50,47 @@ class Piece:
     shapes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def flow(chain: Sequence[Stage]) -> list[Piece]:
+def flow(chain: Sequence[Node]) -> list[Piece]:
     """The whole way, from the first dataset of the chain to the splits of the last."""
     lines = list(_lines(chain))
     place = _Places(lines)
     return [Piece(line, list(place.shapes(line))) for line in lines]
 
 
-def _lines(chain: Sequence[Stage]) -> Iterator[Line]:
+def _lines(chain: Sequence[Node]) -> Iterator[Line]:
     lanes: dict[str, int] = {}
-    for stage in chain:
-        merged = any(source is None for source, _ in stage.branches) or not stage.branches
+    for node in chain:
+        merged = any(source is None for source, _ in node.branches) or not node.branches
         if merged and lanes.keys() - {ALL}:
-            yield Line("merge", "", before=dict(lanes), after=(lanes := {ALL: sum(lanes.values())}), stage=stage)
+            yield Line("merge", "", before=dict(lanes), after=(lanes := {ALL: sum(lanes.values())}), node=node)
         before = dict(lanes)
-        lanes |= _new_lanes(stage, lanes)
+        lanes |= _new_lanes(node, lanes)
         own = next(iter(lanes.keys() - before.keys()), ALL) if len(lanes) - len(before) == 1 else ALL
-        yield Line("stage", stage.title, before, dict(lanes), own, stage=stage)
-        for source, steps in stage.branches:
+        yield Line("stage", node.label, before, dict(lanes), own, node=node)
+        for source, steps in node.branches:
             for step in steps:
-                for line in _step_lines(step, source or ALL, lanes):
+                for line in _step_lines(node, step, source or ALL, lanes):
                     lanes = dict(line.after)
                     yield line
     if len(lanes) > 1:
-        yield Line("merge", "", before=lanes, after=(lanes := {ALL: sum(lanes.values())}), stage=chain[-1])
+        yield Line("merge", "", before=lanes, after=(lanes := {ALL: sum(lanes.values())}), node=chain[-1])
     last = chain[-1].manifest
     splits = {split: sum(shard.rows for shard in last.shards if shard.split == split) for split in last.splits}
-    yield Line("end", "kept", lanes, splits or lanes, stage=chain[-1])
+    yield Line("end", "kept", lanes, splits or lanes, node=chain[-1])
 
 
-def _new_lanes(stage: Stage, lanes: Lanes) -> dict[str, int]:
+def _new_lanes(node: Node, lanes: Lanes) -> dict[str, int]:
     """Lanes that begin with this stage, as many rows in all as it read beyond those already on their way."""
-    new = {source or ALL: steps[0].rows_in for source, steps in stage.branches if (source or ALL) not in lanes}
-    rest = stage.manifest.rows_in - sum(lanes.values()) - sum(new.values())
+    new = {source or ALL: steps[0].rows_in for source, steps in node.branches if (source or ALL) not in lanes}
+    rest = node.manifest.rows_in - sum(lanes.values()) - sum(new.values())
     return new | ({"other sources" if new else ALL: rest} if rest > 0 else {})
 
 
-def _step_lines(step: StepCounts, lane: str, lanes: Lanes) -> Iterator[Line]:
+def _step_lines(node: Node, step: StepCounts, lane: str, lanes: Lanes) -> Iterator[Line]:
     """What a step makes, then what it drops, the most frequent reason first."""
     rows = dict(lanes) | {lane: step.rows_in + step.expanded}
-    yield Line("step", step.step, lanes, rows, lane, step=step)
+    of_source = step.source if node.manifest.stage != "ingest" else None  # there the stage's own label says it
+    yield Line("step", " · ".join(filter(None, [step.step, of_source])), lanes, rows, lane, step=step)
     reasons = sorted(step.dropped.items(), key=lambda item: (-item[1], item[0]))
     if len(reasons) > MOST_REASONS:
         rest = reasons[MOST_REASONS - 1 :]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from orpo_data.pages.chain import Stage
+from orpo_data.chain import Node
 from orpo_data.pages.measures import Measures
 from orpo_data.pages.render import figure, percent
 from orpo_data.pages.upstream import sources_of
@@ -27,7 +27,7 @@ class Limit(NamedTuple):
     text: str
 
 
-def known_limits(chain: Sequence[Stage], measures: Measures) -> list[Limit]:
+def known_limits(chain: Sequence[Node], measures: Measures) -> list[Limit]:
     """The most particular to this dataset first, what holds of its sources last."""
     manifest = chain[-1].manifest
     found = [*_labels(measures), *_flags(measures), *_truncation(measures), *_lengths(measures), *_scores(measures)]
@@ -46,8 +46,8 @@ def _labels(measures: Measures) -> Iterator[Limit]:
         rows = int((noise >= NOISY).sum())
         yield Limit(
             "Doubtful labels",
-            f"{rows:,} of {len(noise):,} scored rows ({percent(rows, len(noise))}) have a label_noise of {NOISY} or "
-            "more. The score drops nothing: sort or filter by the column. It weighs simple signals and is no second "
+            f"label_noise is {NOISY} or more in {rows:,} of {len(noise):,} scored rows ({percent(rows, len(noise))}). "
+            "The score drops nothing: sort or filter by the column. It weighs simple signals and is no second "
             "opinion of a person.",
         )
 
@@ -57,8 +57,9 @@ def _flags(measures: Measures) -> Iterator[Limit]:
         rules = ", ".join(f"{rows:,} {rule}" for rule, rows in measures.flagged.items())
         yield Limit(
             "Flagged rows",
-            f"{measures.flagged_rows:,} rows ({percent(measures.flagged_rows, measures.rows)}) carry a flag and were "
-            f"kept: {rules}. The column flags says which rule, which side and what it measured.",
+            f"Kept with a flag: {measures.flagged_rows:,} of {measures.rows:,} rows "
+            f"({percent(measures.flagged_rows, measures.rows)}): {rules}. The column flags says which rule, which side "
+            "and what it measured.",
         )
 
 
@@ -69,11 +70,11 @@ def _truncation(measures: Measures) -> Iterator[Limit]:
     if any(cut.values()):
         yield Limit(
             "Cut answers",
-            f"{cut['chosen']:,} chosen and {cut['rejected']:,} rejected answers were cut at the length limit, so they "
-            "lack their ends and their end of turn.",
+            f"Answers cut at the length limit, without their end and end of turn: {cut['chosen']:,} chosen, "
+            f"{cut['rejected']:,} rejected.",
         )
     if shortened := int((measures.numbers["prompt_turns_dropped"] > 0).sum()):
-        yield Limit("Shortened prompts", f"{shortened:,} prompts lost their oldest turns to the length limit.")
+        yield Limit("Shortened prompts", f"Prompts that lost their oldest turns to the length limit: {shortened:,}.")
 
 
 def _lengths(measures: Measures) -> Iterator[Limit]:
@@ -99,15 +100,15 @@ def _scores(measures: Measures) -> Iterator[Limit]:
     if against := int((margins < 0).sum()):
         yield Limit(
             "Scores against labels",
-            f"In {against:,} rows the rejected answer has the higher score (by up to {figure(float(-margins.min()))}).",
+            f"Rows whose rejected answer has the higher score: {against:,} (by up to {figure(float(-margins.min()))}).",
         )
 
 
-def _left_out(chain: Sequence[Stage]) -> Iterator[Limit]:
+def _left_out(chain: Sequence[Node]) -> Iterator[Limit]:
     """Only where the whole way is known: else a step may have been run before what can be seen."""
     if chain[0].manifest.stage != "ingest":
         return
-    done = {step.step for stage in chain for step in stage.manifest.steps}
+    done = {step.step for node in chain for step in node.manifest.steps}
     for step, text in NOT_LOOKED_FOR.items():
         if step not in done:
             yield Limit("Not looked for", text)

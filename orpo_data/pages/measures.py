@@ -30,6 +30,8 @@ MEASURED = {
 }
 """Columns of `orpo_data.distributions`: each one float64 [rows], NaN where the row has no value."""
 
+MOST_SOURCES = 4  # that are looked at one by one
+
 Group = tuple[str | None, str | None, str | None]
 """Source, subset, split."""
 
@@ -74,6 +76,10 @@ class Measures:
     def flagged_rows(self) -> int:
         """Rows with a flag, whatever the rule."""
         return len({place for places in self.flagged_at.values() for place in places})
+
+    def largest_sources(self) -> list[str]:
+        """Those that are looked at one by one."""
+        return [source for source in self.by_source() if source is not None][:MOST_SOURCES]
 
     def by_source(self) -> dict[str | None, Counter[str | None]]:
         """Rows of each source by split, the largest source first."""

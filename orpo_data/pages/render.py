@@ -17,7 +17,9 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from orpo_data.chain import record_name
 from orpo_data.pages.charts import CHART_HEIGHT, CHART_WIDTH
+from orpo_data.pages.upstream import public
 
 TEMPLATES = Path(__file__).parent
 ELLIPSIS = "…"
@@ -88,6 +90,8 @@ def _environment() -> jinja2.Environment:
         "markdown": markdown,
         "figure": figure,
         "policy_hash": _policy_hash,
+        "public": public,
+        "record_name": record_name,
         "url_path": lambda path: quote(str(path), safe="/"),
     }
     style, search = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "search.js"))

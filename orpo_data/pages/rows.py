@@ -1,8 +1,8 @@
 """The rows of a dataset, of which pages show a few: small columns in memory, texts read only for the rows shown."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from orpo_data.chain import Node
 from orpo_data.manifest import Manifest
-from orpo_data.pages.chain import read_input
+from orpo_data.schema import ORIGIN_COLUMNS
 from orpo_data.shards import open_shard
 
-ORIGIN_COLUMNS = ("source", "source_file", "source_row")
 SMALL_COLUMNS = ("id", "reason", *ORIGIN_COLUMNS)
 
 Row = dict[str, Any]
@@ -32,6 +32,12 @@ class Rows:
     def columns(self) -> list[str]:
         names: list[str] = self.tables[0].schema.names
         return names
+
+    def frame(self, *columns: str) -> pl.DataFrame:
+        """These columns of all rows, over the same bytes."""
+        found = pl.from_arrow(pa.concat_tables(table.select(list(columns)) for table in self.tables))
+        assert isinstance(found, pl.DataFrame)
+        return found
 
     def take(self, places: Iterable[int]) -> list[Row]:
         """Whole rows, with their split."""
@@ -54,18 +60,15 @@ def read_dropped(folder: Path, manifest: Manifest) -> Rows:
     return _rows([(None, open_shard(folder / shard.path)) for shard in manifest.dropped])
 
 
-def read_input_rows(folder: Path, manifest: Manifest) -> Rows | None:
-    """The rows of the one dataset that the stage read, if they still lie there as they were."""
-    if len(manifest.inputs) != 1:
+def read_input_rows(chain: Sequence[Node]) -> Rows | None:
+    """The rows of the one dataset that the last stage read, if they still lie there as they were."""
+    if len(chain) < 2 or len(chain[-1].manifest.inputs) != 1:
         return None
-    [item] = manifest.inputs
-    found = read_input(folder, item)
-    return read_rows(folder / item.path, found) if found and item.path else None
+    return read_rows(chain[-2].path, chain[-2].manifest)
 
 
 def _rows(shards: list[tuple[str | None, pa.Table]]) -> Rows:
     tables = [table for _, table in shards]
     small = [name for name in SMALL_COLUMNS if name in tables[0].schema.names]
-    keys = pl.from_arrow(pa.concat_tables([table.select(small) for table in tables]))
-    assert isinstance(keys, pl.DataFrame)
-    return Rows(keys.with_row_index("at"), tables, [split for split, _ in shards])
+    rows = Rows(pl.DataFrame(), tables, [split for split, _ in shards])
+    return replace(rows, keys=rows.frame(*small).with_row_index("at"))

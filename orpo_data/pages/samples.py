@@ -13,7 +13,8 @@ import orjson
 import polars as pl
 
 from orpo_data.pages.charts import Numbers
-from orpo_data.pages.rows import ORIGIN_COLUMNS, Row, Rows
+from orpo_data.pages.rows import Row, Rows
+from orpo_data.schema import ORIGIN_COLUMNS
 
 ROWS = 36
 ROWS_PER_REASON = 3
@@ -43,7 +44,8 @@ def random_rows(rows: Rows) -> list[Row]:
 def extreme_rows(rows: Rows, values: Numbers, *, highest: bool) -> list[Row]:
     """The rows with the highest, or the lowest, of `values`, which are those of each row in turn."""
     known = rows.keys.with_columns(value=pl.Series(values)).filter(pl.col("value").is_finite())
-    return rows.take(known.sort("value", "id", "at", descending=[highest, False, False])["at"].head(EXTREMES))
+    by_value = known.lazy().sort("value", "id", "at", descending=[highest, False, False])
+    return rows.take(by_value.head(EXTREMES).collect()["at"])
 
 
 def flagged_rows(rows: Rows, places: Mapping[str, Sequence[int]]) -> dict[str, list[Row]]:
@@ -52,8 +54,8 @@ def flagged_rows(rows: Rows, places: Mapping[str, Sequence[int]]) -> dict[str, l
 
 
 def _first(keys: pl.DataFrame, most: int) -> list[int]:
-    """The places of the rows with the smallest ids."""
-    return keys.sort("id", "at", nulls_last=True)["at"].head(most).to_list()
+    """The places of the rows with the smallest ids; lazily, since the few first are found without sorting the rest."""
+    return keys.lazy().sort("id", "at", nulls_last=True).head(most).collect()["at"].to_list()
 
 
 def texts_of(source: Rows | None, rows: list[Row]) -> dict[str, Row]:

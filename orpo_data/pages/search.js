@@ -24,9 +24,9 @@
     count.textContent = wanted.length ? `${found} of ${all} rows` : `${all} rows`;
   };
   const follow = () => {
-    const asked = /^#find=(.*)$/.exec(location.hash);
-    if (asked) {
-      words.value = decodeURIComponent(asked[1]);
+    const asked = new URLSearchParams(location.hash.slice(1)).get("find");
+    if (asked !== null) {
+      words.value = asked;
       panel.scrollIntoView();
     }
     show();

@@ -44,6 +44,10 @@ UPSTREAMS = {
 }
 
 
+PLACES = ("path", "tokenizer", "chat_template")
+"""Names of settings that say where something lies."""
+
+
 @dataclass(frozen=True)
 class SourceOfRows:
     """A source of a recipe, as far as its rows are in a dataset."""
@@ -84,9 +88,14 @@ def public_place(path: str) -> str:
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe that the rows depend on, without the places that are nobody else's business."""
-    shown = {name: value for name, value in recipe.items() if name not in ("train", "evaluate")}
-    if "sources" in shown:
-        shown["sources"] = [{**source, "path": public_place(source["path"])} for source in shown["sources"]]
-    if "tokenize" in shown:
-        shown["tokenize"] = {**shown["tokenize"], "tokenizer": public_place(shown["tokenize"]["tokenizer"])}
-    return shown
+    return {name: public(value) for name, value in recipe.items() if name not in ("train", "evaluate")}
+
+
+def public(value: Any) -> Any:
+    """Settings or findings with every place in them as `public_place` has it."""
+    if isinstance(value, Mapping):
+        return {
+            name: public_place(item) if name in PLACES and isinstance(item, str) else public(item)
+            for name, item in value.items()
+        }
+    return [public(item) for item in value] if isinstance(value, list) else value

@@ -2,41 +2,32 @@
 
 import atexit
 import glob
-import gzip
-import json
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
 
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from orpo_data.errors import OrpoError
 from orpo_data.schema import RAW
 from orpo_data.shards import file_sha256
+from orpo_data.sources.json_text import CompressionError, json_records
+from orpo_data.sources.tables import table_records
 
 WHOLE = (".json", ".json.gz")
-ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", *WHOLE, ".parquet", ".arrow")
+TABLES = (".parquet", ".arrow")
+ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", *WHOLE, *TABLES)
 
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What `datasets` and the hub write beside the data."""
 
-NOT_UTF8 = "not UTF-8: "
-"""Begins the record of a line that is no text, so that it can never pass for JSON."""
-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WILDCARD = re.compile(r"[*?[]")
-STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
-BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,8 @@ def _hub_files(
     repo: str, revision: str | None, pattern: str | None, exclude: tuple[str, ...], endings: tuple[str, ...]
 ) -> list[RawFile]:
     import huggingface_hub  # slow to import, and only needed here
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of the HTTP client it uses
+
+    from orpo_data.hub import HUB_ERRORS, reason
 
     try:
         folder = huggingface_hub.snapshot_download(
@@ -151,9 +143,9 @@ def _hub_files(
             allow_patterns=_hub_patterns([pattern] if pattern else [f"*{ending}" for ending in endings]),
             ignore_patterns=_hub_patterns(exclude),
         )
-    except (OSError, ValueError, HTTPError) as error:
+    except HUB_ERRORS as error:
         at = f" at revision {revision!r}" if revision else ""
-        raise OrpoError(f"{repo}{at}: nothing here by that name, and not from the hub: {_reason(error)}") from error
+        raise OrpoError(f"{repo}{at}: nothing here by that name, and not from the hub: {reason(error)}") from error
     return _local_files(str(folder), endings) or []
 
 
@@ -211,80 +203,36 @@ def read_records(file: RawFile, source: str, batch_rows: int = 1000) -> Iterator
         OrpoError: the file as a whole is broken: cut short, or not of the kind its name says.
     """
     try:
-        records = _records(file)
-        while batch := list(islice(records, batch_rows)):
+        for rows in _batches(_records(file), batch_rows):
             yield pa.table(
                 {
-                    "source": pa.repeat(source, len(batch)),
-                    "source_file": pa.repeat(file.name, len(batch)),
-                    "source_row": pa.array([row for row, _ in batch], pa.int32()),
-                    "record": pa.array([record for _, record in batch], pa.string()),
+                    "source": pa.repeat(source, len(rows)),
+                    "source_file": pa.repeat(file.name, len(rows)),
+                    **{name: rows[name] for name in ("source_row", "record")},
                 },
                 schema=RAW,
             )
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, RecursionError, CompressionError, pa.ArrowException) as error:
         raise OrpoError(f"{file.name}: the file is broken: {_reason(error)}; get it again") from error
 
 
-def _records(file: RawFile) -> Iterator[tuple[int, str]]:
-    """(row, JSON text) of every record."""
+def _batches(tables: Iterable[pa.Table], batch_rows: int) -> Iterator[pa.Table]:
+    """The rows of `tables` in tables of `batch_rows`, the last one smaller; each is given as soon as it is there."""
+    waiting, count = list[pa.Table](), 0
+    for table in tables:
+        waiting.append(table)
+        count += len(table)
+        if count >= batch_rows:
+            rows = pa.concat_tables(waiting)
+            yield from (rows.slice(start, batch_rows) for start in range(0, count - batch_rows + 1, batch_rows))
+            waiting, count = [rows.slice(count - count % batch_rows)], count % batch_rows
+    if count:
+        yield pa.concat_tables(waiting)
+
+
+def _records(file: RawFile) -> Iterator[pa.Table]:
+    """`source_row` and `record` (JSON text) of every record, some at a time."""
     ending = _ending(file.name)
-    if ending == ".parquet":
-        return enumerate(_dumped(pq.ParquetFile(file.path).iter_batches()))
-    if ending == ".arrow":
-        return enumerate(_dumped(_arrow_batches(file.path)))
-    return _json_records(file, whole=ending in WHOLE)
-
-
-def _dumped(batches: Iterable[pa.RecordBatch]) -> Iterator[str]:
-    """Each row as JSON; what JSON has no form for (bytes, decimals) as its text."""
-    for batch in batches:
-        for row in batch.to_pylist():
-            yield orjson.dumps(row, default=str).decode()
-
-
-def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as data:
-        if data.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(data)
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            data.seek(0)
-            yield from pa.ipc.open_stream(data)
-            if data.read_at(8, data.size() - 8) != STREAM_END:
-                raise EOFError("no end of stream: the file was cut short")
-
-
-def _json_records(file: RawFile, whole: bool) -> Iterator[tuple[int, str]]:
-    with _open(file) as data:
-        lines = enumerate(data)
-        head = next(((row, line.removeprefix(BOM)) for row, line in lines if line.removeprefix(BOM).strip()), None)
-        if head is None:
-            return
-        if whole and head[1].lstrip().startswith(b"["):
-            yield from enumerate(_array(b"".join([head[1], *(line for _, line in lines)])))
-            return
-        if whole:
-            orjson.loads(head[1])  # neither an array nor JSON lines: an object over several lines, for example
-        for row, line in chain([head], lines):
-            if stripped := line.strip():
-                yield row, _decoded(stripped)
-
-
-def _open(file: RawFile) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(file.path) if file.name.lower().endswith(".gz") else file.path.open("rb")
-
-
-def _array(content: bytes) -> Iterator[str]:
-    """The elements of a JSON array. The standard reader lets pass what JSON forbids (NaN, half a surrogate pair) and
-    writes it out again as it was, so that it costs its row and not the file."""
-    values: list[Any] = json.loads(content)
-    for value in values:
-        yield json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
-
-
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        return NOT_UTF8 + line.decode(errors="backslashreplace")
+    if ending in TABLES:
+        return table_records(file.path, parquet=ending == ".parquet")
+    return json_records(file.path, compressed=file.name.lower().endswith(".gz"), whole=ending in WHOLE)

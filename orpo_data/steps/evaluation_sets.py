@@ -131,7 +131,8 @@ def _records(file: RawFile) -> Iterator[Any]:
             with file.path.open(encoding="utf-8-sig", newline="") as lines:
                 yield from csv.DictReader(lines, strict=True)
         elif ending == "txt":
-            yield from file.path.read_text("utf-8-sig").splitlines()
+            with file.path.open(encoding="utf-8-sig") as lines:  # str.splitlines would also cut within questions
+                yield from (line.rstrip("\n") for line in lines)
         else:
             for table in read_records(file, source=""):
                 yield from (orjson.loads(record) for record in table["record"].to_pylist())

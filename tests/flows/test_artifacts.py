@@ -76,7 +76,7 @@ def test_the_page_of_a_difference():
         "| in | 1 | dropped by dedup: near\\_duplicate |\n\n"
         "| column | moved by |\n"
         "| --- | --- |\n"
-        "| margin | 0.250 |\n\n"
+        "| margin | 25.0% |\n\n"
         "- clean.ties: keep -&gt; drop\n"
     )
 

@@ -59,6 +59,14 @@ def test_one_file_where_there_are_no_splits(prepared: Path, tmp_path: Path) -> N
     assert (file.path, file.rows) == (tmp_path / "prefs.jsonl", len(orpo_data.load(prepared / "clean")))
 
 
+@pytest.mark.parametrize("folder", ["new", "new/deeper", "there.v1"])
+def test_a_folder_gets_files_called_after_the_form(prepared: Path, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "there.v1").mkdir()
+    export(prepared / "split", "trl", tmp_path / folder)
+    export(prepared / "clean", "axolotl", tmp_path / folder)
+    assert files_in(tmp_path / folder) == ["axolotl.jsonl", "trl-eval.jsonl", "trl-train.jsonl"]
+
+
 def test_an_empty_split_is_an_empty_file(make_recipe: Callable[..., "Recipe"], prepared: Path, tmp_path: Path) -> None:
     stages.split(prepared / "clean", make_recipe("split.eval_fraction=0.0"), tmp_path / "split")
     files = export(tmp_path / "split", "axolotl", tmp_path / "prefs.jsonl")
@@ -146,9 +154,11 @@ def test_an_unknown_form(prepared: Path, tmp_path: Path) -> None:
         export(prepared / "clean", "alpaca", tmp_path / "prefs.jsonl")
 
 
-def test_a_folder_as_output(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is a folder, a file is needed, e\.g\. .*trl\.jsonl$"):
-        export(prepared / "clean", "trl", tmp_path)
+@pytest.mark.parametrize("name", ["prefs.jsonl.gz", "prefs.parquet"])
+def test_a_file_of_another_format(prepared: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name}: give a folder, or a file of JSON lines: .*\.jsonl$"):
+        export(prepared / "clean", "trl", tmp_path / name)
+    assert files_in(tmp_path) == []
 
 
 def test_a_dataset_with_a_shard_missing(prepared: Path, tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ def test_a_row_that_was_dropped(prepared: Path, stage: str, step: str, reason: s
     assert [d.stage for d in found.decisions] == stages[: stages.index(stage) + 1]
 
 
+def test_too_little_of_an_id_is_told_so(prepared: Path) -> None:
+    with pytest.raises(UsageError, match=r"^row '': \d+ ids begin so, give more of it$"):
+        orpo_data.lineage(prepared / "tokenize", "")
+
+
 def test_every_third_row_ever_parsed_has_a_story(prepared: Path) -> None:
     for source in CHAIN[:2]:
         for row_id in read_table(prepared / source)["id"].to_pylist()[::3]:

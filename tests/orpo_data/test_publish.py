@@ -221,12 +221,21 @@ def test_secrets_of_the_recipe_stay_here(tmp_path, own_raw_data, make_recipe):
     address = "https://me:hunter2@host/x.jsonl?sig=abc"
     manifest = read_manifest(tmp_path / "d")
     sources = [{"path": address, "dataset": "hh-rlhf"}]
-    write_manifest(tmp_path / "d", manifest.model_copy(update={"recipe": manifest.recipe | {"sources": sources}}))
+    steps = [step.model_copy(update={"facts": {"evaluation_sets": [{"path": address}]}}) for step in manifest.steps]
+    recipe = manifest.recipe | {"sources": sources}
+    write_manifest(tmp_path / "d", manifest.model_copy(update={"recipe": recipe, "steps": steps}))
     push(tmp_path / "d", str(tmp_path / "there"))
-    assert read_manifest(tmp_path / "there").recipe["sources"][0]["path"] == "https://host/x.jsonl"
+    pushed = read_manifest(tmp_path / "there")
+    assert pushed.recipe["sources"][0]["path"] == "https://host/x.jsonl"
+    assert [step.facts for step in pushed.steps] == [{"evaluation_sets": [{"path": "https://host/x.jsonl"}]}]
     for name, content in files_of(tmp_path / "there").items():
         assert b"hunter2" not in content, name
         assert b"sig=abc" not in content, name
+
+
+def test_a_file_url_is_decoded(prepared, tmp_path):
+    push(prepared / "split", (tmp_path / "my folder").as_uri())
+    assert [path.name for path in tmp_path.iterdir()] == ["my folder"]
 
 
 def test_addresses_without_secrets_stay_as_they_are():

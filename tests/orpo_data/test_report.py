@@ -118,7 +118,7 @@ def test_lengths_in_tokens_are_of_the_answer_alone(report):
     assert "chosen · 7 tokens after a prompt of 100 cut at the limit" in page.words
     assert "0 1 2 3 … prompt | answer 100 101 102 103 104 105 106 …" in page.words
     assert "Tokens 1,216" in page.words
-    assert "1 chosen and 0 rejected answers were cut at the length limit" in page.words
+    assert "Answers cut at the length limit, without their end and end of turn: 1 chosen, 0 rejected." in page.words
 
 
 def test_rated_answers_with_their_ratings(report):
@@ -155,10 +155,10 @@ def test_flags_and_label_noise(report, plain_pair):
     rows = [plain_pair("odd", **row), plain_pair("plain", flags=[], label_noise=0.125)]
     page = report(JUDGED, {None: rows}, flagged={"refusal": 1, "length_ratio": 1})
     assert "Flagged 1 Size" in page.words
-    assert "1 rows (50.0 %) carry a flag and were kept: 1 length_ratio, 1 refusal" in page.words
+    assert "Kept with a flag: 1 of 2 rows (50.0 %): 1 length_ratio, 1 refusal" in page.words
     assert "refusal 1 An answer declines to help. In chosen 1. refusal · chosen length_ratio" in page.words
     assert "length_ratio · rejected 12.5" in page.words
-    assert "1 of 2 scored rows (50.0 %) have a label_noise of 0.5 or more" in page.words
+    assert "label_noise is 0.5 or more in 1 of 2 scored rows (50.0 %)" in page.words
     assert "Labels most in doubt 2 of 2 rows odd hh" in page.words
     assert "label_noise 0.50 0.84 0.88" in page.words
 
@@ -167,7 +167,7 @@ def test_flagged_rows_of_every_split_are_found(report, plain_pair):
     flag = [{"rule": "refusal", "side": "chosen", "value": None}]
     sides = {"train": [plain_pair("plain", flags=[])] * 3, "eval": [plain_pair("odd", flags=flag, id="1" * 32)]}
     page = report(JUDGED, sides)
-    assert f"In chosen 1. refusal · chosen {'1' * 32} hh, a.jsonl, record 3 user odd" in page.words
+    assert f"In chosen 1. refusal · chosen {'1' * 32} hh, a.jsonl, line 4 user odd" in page.words
 
 
 def test_what_a_step_found_is_shown_whatever_it_is(report, plain_pair):
@@ -188,7 +188,7 @@ def test_three_dropped_rows_a_reason_with_their_origin(report, plain_pair, loser
     page = report(PAIRS, {None: [plain_pair()]}, losers)
     assert page.words.count("user: lost") == 3
     assert "tie 5 Both answers have the same score." in page.words
-    assert 'hh, a.jsonl, record 3 · dropped by clean line 4 record {"chosen": "broken' in page.words
+    assert 'hh, a.jsonl, line 4 · dropped by clean line 4 record {"chosen": "broken' in page.words
 
 
 def test_a_removed_row_stands_beside_the_one_it_is_like(report, plain_pair, loser):
@@ -202,11 +202,34 @@ def test_a_removed_row_stands_beside_the_one_it_is_like(report, plain_pair, lose
 
 
 def test_contradicting_rows_that_both_fell_stand_beside_each_other(report, plain_pair, loser):
-    first = loser("contradiction", '{"chosen": "yes"}', f"against {'b' * 32}", id="a" * 32)
-    second = loser("contradiction", '{"chosen": "no"}', f"against {'a' * 32}", id="b" * 32)
+    row = '{"chosen": [{"role": "assistant", "content": "%s"}]}'
+    first = loser("contradiction", row % "yes", f"against {'b' * 32}", id="a" * 32)
+    second = loser("contradiction", row % "no", f"against {'a' * 32}", id="b" * 32)
     page = report(PAIRS, {None: [plain_pair()]}, [first, second])
-    assert "dropped chosen yes the row it names chosen no" in page.words
-    assert "dropped chosen no the row it names chosen yes" in page.words
+    assert "dropped chosen assistant: yes the row it names chosen assistant: no" in page.words
+    assert "dropped chosen assistant: no the row it names chosen assistant: yes" in page.words
+
+
+def test_what_a_step_read_is_told_without_the_way_to_it(report, plain_pair):
+    facts = {"evaluation_sets": [{"name": "mine", "path": "/home/me/questions.jsonl"}]}
+    page = report(PAIRS, {None: [plain_pair()]}, facts=facts)
+    assert "questions.jsonl" in page.words
+    assert "/home/me" not in page.words
+
+
+def test_models_beyond_those_shown_are_counted(report, plain_pair):
+    page = report(PAIRS, {None: [plain_pair(str(n), model_chosen=f"m{n}", id=f"{n:032x}") for n in range(23)]})
+    assert "3 more models, with fewer answers each." in page.words
+
+
+def test_sources_beyond_those_shown_are_counted(report, plain_pair):
+    page = report(PAIRS, {None: [plain_pair(str(n), source=f"s{n}", id=f"{n:032x}") for n in range(6)]})
+    assert "Scores and margins of the 4 largest of 6 sources." in page.words
+
+
+def test_labels_are_in_doubt_only_where_something_speaks_against_them(report, plain_pair):
+    page = report(JUDGED, {None: [plain_pair(flags=[], label_noise=0.0)]})
+    assert "Labels most in doubt" not in page.words
 
 
 def test_every_contaminated_row_stands_beside_what_it_overlaps(report, plain_pair, loser):
@@ -215,7 +238,7 @@ def test_every_contaminated_row_stands_beside_what_it_overlaps(report, plain_pai
     page = report(PAIRS, {None: [plain_pair()]}, losers)
     assert "Removed rows beside what they overlap 9 of 9" in page.words
     for n in range(9):
-        assert f"hh, a.jsonl, record {n} user: question {n} item {n}" in page.words
+        assert f"hh, a.jsonl, line {n + 1} user: question {n} item {n}" in page.words
 
 
 # --- the chain of stages ---------------------------------------------------------------------------------------------

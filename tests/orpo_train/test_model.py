@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from orpo_data.errors import OrpoError
 from orpo_train.batching import SIDES, Limits, PairDataset, grow_trees, tree_of
+from orpo_train.layout import collate_packed
 from orpo_train.logprobs import HeadShape
 from orpo_train.model import (
     PLAIN,
@@ -27,6 +28,7 @@ from orpo_train.model import (
     choose_layout,
     load_model,
     pair_sums,
+    rounded_up,
     sample_pairs,
 )
 
@@ -92,6 +94,19 @@ def test_packed_rows_of_any_length_reach_the_model_in_few_lengths(make_model: Ma
         for pair in range(0, 119, 7):
             scorer(scorer.collate(data, [tree_of(data, [pair], SIDES)], "response"))
     assert set(seen) == {(1, 128), (1, 256)}
+
+
+@pytest.mark.parametrize(("tokens", "filled"), [(127, [(1, 0)]), (128, []), (129, [(127, 0)])])
+def test_a_row_that_is_full_gets_no_branch_of_nothing(
+    tokens: int, filled: list[tuple[int, int]], make_table: Make
+) -> None:
+    """A branch without a token is a block of no rows, which no kernel has to take."""
+    data = PairDataset(make_table([([5] * (tokens - 2), [6, 7], [6, 7])]))
+    batch = collate_packed(data, [tree_of(data, [0], SIDES)], "response")
+    full = rounded_up(batch)
+    assert full.input_ids.shape == full.position_ids.shape == (1, 128 if tokens <= 128 else 256)
+    assert full.branches.lengths == (*batch.branches.lengths, *filled)
+    assert (full is batch) == (not filled)
 
 
 # --- which layout ----------------------------------------------------------------------------------------------------

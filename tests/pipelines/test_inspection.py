@@ -77,7 +77,7 @@ plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @given(plain)
 def test_the_texts_of_the_tokens_make_up_the_text(chat_tokenizer_dir: Path, text: str) -> None:
     chat = load(chat_tokenizer_dir)
-    ids = chat.encode([text])[0]
+    ids = chat.encode(pa.array([text]))[0].as_py()
     pieces = list(inspection.token_texts(chat, ids))
     assert len(pieces) == len(ids)
     assert "".join(pieces) == text
@@ -85,7 +85,7 @@ def test_the_texts_of_the_tokens_make_up_the_text(chat_tokenizer_dir: Path, text
 
 def test_a_character_of_several_tokens_shows_with_the_last_of_them(chat_tokenizer_dir: Path) -> None:
     chat = load(chat_tokenizer_dir)
-    ids = chat.encode(["a\N{SNOWMAN}b"])[0]
+    ids = chat.encode(pa.array(["a\N{SNOWMAN}b"]))[0].as_py()
     assert list(inspection.token_texts(chat, ids)) == ["a", "", "", "\N{SNOWMAN}", "b"]
 
 
@@ -114,7 +114,7 @@ def test_long_texts_lose_their_middle(
     inspection._print_text_row(make_pair(chosen=text), full=True)
     assert text in printed.getvalue()
     chat = load(chat_tokenizer_dir)
-    ids = chat.encode([text])[0]
+    ids = chat.encode(pa.array([text]))[0].as_py()
     shortened = inspection._shaded(chat, ids, "chosen", full=False).plain
     assert f"{len(ids) - inspection.SHOWN_TOKENS:,} tokens" in shortened
     assert "MIDDLE" not in shortened

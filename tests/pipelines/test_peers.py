@@ -10,6 +10,10 @@ import pytest
 import orpo_data
 from orpo_train.objectives import orpo_loss
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"  # TRL still says it so
+)
+
 
 @pytest.fixture
 def pairs(own_run: Path) -> Callable[[str], Any]:

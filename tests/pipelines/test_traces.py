@@ -1,12 +1,15 @@
 """What `orpo lineage` and `orpo diff` print, for people and for scripts."""
 
 import json
+import re
 
 import pytest
 
 import orpo_data
+from orpo_data.distributions import Shift
 from orpo_data.manifest import read_manifest
 from pipelines import prepare, stages
+from pipelines.traces import _figures
 
 
 def test_the_way_of_a_row_step_by_step(orpo, prepared):
@@ -79,12 +82,13 @@ def test_a_difference(orpo, prepared, tmp_path, make_recipe):
     done = orpo("diff", prepared / "tokenize", tmp_path / "new")
     assert done.code == 0
     lost = read_manifest(prepared / "tokenize").rows - read_manifest(tmp_path / "new").rows
-    assert f"{lost} rows went\n  {lost} are now dropped in tokenize by truncate: prompt_too_long\n" in done.out
+    assert f"{lost} rows went\n  {lost} now dropped in tokenize by truncate: prompt_too_long\n" in done.out
     assert "0 rows came" in done.out
     assert "truncate.max_prompt_length: 96 -> 40" in done.out
-    assert "prompt_tokens" in done.out
+    (prompts,) = [line for line in done.out.splitlines() if "prompt_tokens" in line]
+    assert re.search(r"prompt_tokens +[\d.]+ % +median \d+ → \d+, p95 \d+ → \d+, mean [\d.]+ → [\d.]+ *$", prompts)
     back = orpo("diff", tmp_path / "new", prepared / "tokenize").out
-    assert f"  {lost} were dropped in tokenize by truncate: prompt_too_long\n" in back
+    assert f"  {lost} before dropped in tokenize by truncate: prompt_too_long\n" in back
     told = json.loads(orpo("diff", prepared / "tokenize", tmp_path / "new", "--json").out)
     assert told == json.loads(json.dumps(orpo_data.diff(prepared / "tokenize", tmp_path / "new").to_json()))
 
@@ -114,3 +118,22 @@ def test_bad_arguments_are_one_line(orpo, prepared, arguments, code, says):
     done = orpo(*(argument.format(clean=prepared / "clean") for argument in arguments))
     assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
     assert says in done.err
+
+
+@pytest.mark.parametrize(
+    ("column", "old", "new", "said"),
+    [
+        ("source", {"hh": 0.25, "uf": 0.75}, {"hh": 0.2, "uf": 0.8}, "hh 25.0 % → 20.0 %, uf 75.0 % → 80.0 %"),
+        ("source", {"hh": 0.0, "uf": 0.5}, {"hh": 0.0001, "uf": 0.5}, "hh 0.0 % → < 0.1 %"),
+        (
+            "prompt_tokens",
+            {"median": 40.0, "mean": 41.256},
+            {"median": 40.0, "mean": 38.0},
+            "median 40, mean 41.26 → 38",
+        ),
+        ("prompt_characters", {"median": 12345.5}, {"median": 12000.0}, "median 12,346 → 12,000"),
+        ("score_chosen", {"median": 4.0}, {"median": None}, "median 4 → -"),
+    ],
+)
+def test_where_a_column_moved_to(column, old, new, said):
+    assert _figures(Shift(column, 0.1, old, new)) == said

@@ -343,6 +343,17 @@ def test_unknown_model_is_one_line(monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_a_hub_that_fails_without_a_word_is_one_line(monkeypatch):
+    def fail(*arguments, **options):
+        raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(
+        OrpoError, match=r"'some/model' is no local folder and cannot be had from the hub: TimeoutError$"
+    ):
+        fetch_model("some/model", None)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -125,12 +125,15 @@ def test_search_shows_the_rows_that_hold_every_word(tmp_path, write_dataset, pla
     rows = [plain_pair(f"the {plant} number {n}", id=f"{n:032x}") for n, plant in enumerate(["fern", "moss", "fern"])]
     write_dataset(tmp_path / "d", PAIRS, {None: rows})
     url = f"file://{tmp_path}/d/report.html"
-    every, found, none = (dom(f"{url}{asked}") for asked in ("", "#find=FERN%20number", "#find=fern%20moss"))
+    every, found, none, odd = (
+        dom(f"{url}{asked}") for asked in ("", "#find=FERN%20number", "#find=fern%20moss", "#find=%")
+    )
     assert "6 rows</span>" in every  # a random choice of three, and the three longest
     assert sorted(shown(every)) == [0, 0, 1, 1, 2, 2]
     assert sorted(shown(found)) == [0, 0, 2, 2]
     assert "4 of 6 rows</span>" in found
-    assert shown(none) == []
+    assert shown(none) == shown(odd) == []
+    assert "0 of 6 rows</span>" in odd
 
 
 def shown(html: str) -> list[int]:

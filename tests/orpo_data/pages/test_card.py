@@ -140,6 +140,20 @@ def test_the_recipe_in_the_card_is_what_the_rows_depend_on():
     assert recipe["sources"] == [{"path": "/a/b"}]
 
 
+def test_no_place_in_a_recipe_tells_of_ones_own_machine():
+    recipe = {
+        "decontaminate": {"against": ["mt_bench", {"name": "mine", "path": "https://me:pw@host/q.jsonl?token=t"}]},
+        "tokenize": {"tokenizer": "/home/me/tokenizer", "chat_template": "/home/me/own.jinja", "max_length": 9},
+    }
+    assert public_recipe(recipe) == {
+        "decontaminate": {"against": ["mt_bench", {"name": "mine", "path": "https://host/q.jsonl"}]},
+        "tokenize": {"tokenizer": "tokenizer", "chat_template": "own.jinja", "max_length": 9},
+    }
+    assert public_recipe({"tokenize": {"tokenizer": "me/tok", "chat_template": "chatml"}}) == {
+        "tokenize": {"tokenizer": "me/tok", "chat_template": "chatml"}
+    }
+
+
 def test_names_stay_in_their_cell(card, plain_pair):
     html = as_html(card(PAIRS, {None: [plain_pair()]}, name="a\n# b", source="x|y\n| z |"))
     assert "<td>x|y | z |</td>" in html

@@ -2,14 +2,15 @@
 
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from orpo_data.chain import Node
 from orpo_data.manifest import FORMAT_VERSION, Manifest, Shard, StepCounts
-from orpo_data.pages.chain import Stage
 from orpo_data.pages.flow import ALL, HEIGHT, WIDTH, Piece, flow
 
 MOST_ROUNDING = 0.11  # coordinates have one digit
@@ -21,7 +22,7 @@ def step(name: str, rows_in: int, source: str | None = None, made: int = 0, **dr
     return StepCounts(step=name, version=1, source=source, config={}, **counts)
 
 
-def stage(name: str, rows_in: int, *steps: StepCounts, path: str = "", splits: tuple[int, ...] = ()) -> Stage:
+def stage(name: str, rows_in: int, *steps: StepCounts, path: str = "", splits: tuple[int, ...] = ()) -> Node:
     lost = sum(sum(step.dropped.values()) - step.expanded for step in steps)
     names = ["train", "eval"][: len(splits)] or [None]
     shards = [
@@ -45,11 +46,11 @@ def stage(name: str, rows_in: int, *steps: StepCounts, path: str = "", splits: t
         versions={},
         git_commit=None,
     )
-    return Stage(manifest, path)
+    return Node(Path(), manifest, link=path)
 
 
 @st.composite
-def chains(draw: st.DrawFn) -> list[Stage]:
+def chains(draw: st.DrawFn) -> list[Node]:
     """One to three sources that are ingested, binarized by source, and cleaned together; any step may drop or make."""
 
     def steps(rows: int, source: str | None) -> list[StepCounts]:

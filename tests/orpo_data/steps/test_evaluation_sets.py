@@ -49,6 +49,12 @@ def test_every_kind_of_file_holds_the_same_questions(tmp_path: Path, kind: str) 
     assert read(path=file.as_uri(), column="question").digest == found.digest
 
 
+def test_a_line_of_a_text_ends_where_the_line_ends(tmp_path: Path) -> None:
+    """str.splitlines cuts at much else, and half a question is found nowhere."""
+    (tmp_path / "q.txt").write_text("one\u2028half\x0band\x1cmore\x85\ntwo\n", encoding="utf-8")
+    assert read(path=str(tmp_path / "q.txt")).items == (("one\u2028half\x0band\x1cmore\x85",), ("two",))
+
+
 def test_the_digest_is_that_of_the_questions(tmp_path: Path) -> None:
     first, second = (write(tmp_path / "x", kind) for kind in ("csv", "json"))
     digests = {read(path=str(file), column="question").digest for file in (first, second)}

@@ -1,0 +1,85 @@
+"""Commands that make and judge models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.cli.app import JsonOption, OutputOption, SetOption, print_json
+
+if TYPE_CHECKING:
+    from pipelines.jobs import TrainingJob
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a ready recipe.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="A tokenized dataset folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: a local folder or a hub id.")] = None,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=VALUE,VALUE",
+            help="Train once for each value of a key and compare, e.g. lambda=0.1,0.5,1.0; several form the product.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on a tokenized dataset; a run, or a sweep of runs, that was interrupted goes on where it was."""
+    from pipelines.jobs import sweep_jobs, training_job
+
+    asked = (recipe, dataset, model, output, overrides or [])
+    if sweeps:
+        _train_sweep(sweep_jobs(sweeps, *asked), as_json)
+    else:
+        _train_one(training_job(*asked), as_json)
+
+
+def _train_one(job: "TrainingJob", as_json: bool) -> None:
+    from orpo_train.run import process_state
+    from pipelines.training import train_model
+
+    report = train_model(job.dataset, job.config, job.output, job=job.name, show_progress=True)
+    if not process_state().is_main_process:
+        return
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print(report.summary())
+
+
+def _train_sweep(jobs: "dict[str, TrainingJob]", as_json: bool) -> None:
+    from orpo_train.run import process_state
+    from pipelines.console import out
+    from pipelines.sweep import comparison_table, train_sweep
+
+    report = train_sweep(jobs, show_progress=True)
+    if not process_state().is_main_process:
+        return
+    if as_json:
+        print_json(report.to_json())
+    else:
+        out.print(comparison_table(report.comparison))
+        print(report.path / "comparison.png")
+
+
+def evaluate(
+    model_dir: Annotated[Path, typer.Argument(help="A trained model folder.", metavar="MODEL_DIR")],
+    dataset: Annotated[Path, typer.Option(help="A tokenized dataset folder with an eval split.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; by default beside the model.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a model on held-out pairs, before and after training."""
+    from pipelines.console import out
+    from pipelines.evaluation import evaluate_model, evaluation_table
+
+    report = evaluate_model(model_dir, dataset, output or model_dir.parent / "evaluate")
+    if as_json:
+        print_json(report.result["after"] | {"path": str(report.path)})
+    else:
+        out.print(evaluation_table(report.result))
+        print(report.path / "report.html")
