@@ -125,6 +125,14 @@ def test_across_finds_every_pair(texts: list[Text], threshold: float, chunk: int
     assert sorted(zip(*map(list, found), strict=True)) == [pair for pair in similar if pair[2] >= threshold]
 
 
+def test_of_several_the_most_similar_then_the_best() -> None:
+    names = [f"w{number}" for number in range(60)]
+    for start, closest in ((9, 1), (8, 0)):  # 29 of 47 runs of the first and 31 of 45 of the second; as many of each
+        texts = [(" ".join(names[at : at + 40]),) for at in (0, 16, start)]
+        found = best_first(sketched(texts, 0.6), np.arange(3))
+        assert (found.first.tolist(), found.second.tolist()) == ([2], [closest])
+
+
 def test_a_long_chain_needs_no_luck() -> None:
     """Each text is like the next: every second one stays."""
     names = [f"w{number}" for number in range(300)]

@@ -191,6 +191,15 @@ def test_two_equal_answers_contradict_nothing(run: Any) -> None:
     assert numbers(run([pair("How?", "So.", "so.", 0)])[0]) == [0]
 
 
+def test_clusters_whose_rows_alternate(run: Any) -> None:
+    rows = [pair(("How?", "Who knows?")[i % 2], "So.", "No.", i) for i in range(6)]
+    facts = run(rows)[2]
+    assert facts["cluster_sizes"] == {"3": 2}
+    ids = [row["id"] for row in rows]
+    named = [(cluster["kept"], cluster["dropped"]) for cluster in facts["largest_clusters"]]
+    assert named == [(ids[0], [ids[2], ids[4]]), (ids[1], [ids[3], ids[5]])]
+
+
 def test_only_the_largest_clusters_are_named(run: Any) -> None:
     rows = [
         pair(f"Question {i} of {i} is {i}?", "So.", "No.", 100 * i + j) for i in range(25) for j in range(2 + (i == 7))

@@ -72,6 +72,7 @@ def test_an_answer_that_loses_elsewhere(score, judged):
     assert score(judged(("Why?", FAR, NEAR), ("Why?", FOURTH, FAR), ("Why?", FAR, THIRD))) == [0.15, 0.3, 0.15]
     assert score(judged(("Why?", FAR, NEAR), ("Why?", FAR, THIRD))) == [0, 0]  # FAR wins wherever it stands
     assert score(judged(("Why?", FAR, NEAR), ("How?", FOURTH, FAR))) == [0, 0]  # on another prompt it says nothing
+    assert score(judged(("Why?", FAR, NEAR), ("Why?", FAR, FAR))) == [0, 0.5]  # nor does one answer beside itself
 
 
 def test_margins_against_the_median_of_their_source(score, judged):

@@ -63,6 +63,13 @@ def test_more_rows_displace_only_as_many_as_they_are(
     assert set(taken(old, min(count + 1, len(old)))) >= before
 
 
+def test_of_rows_with_one_content_the_first_by_origin(taken: Any) -> None:
+    for order in ([1, 2], [2, 1]):
+        assert taken(order, 1) == [1]
+    order = list(range(30))
+    assert [len(taken(order, count)) for count in order[1:]] == order[1:]
+
+
 def test_the_seed_decides(taken: Any) -> None:
     assert len({tuple(taken(list(range(30)), 5, seed=seed)) for seed in range(20)}) > 15
 

@@ -105,6 +105,16 @@ def test_the_detail_names_the_most_similar_row_of_train(run: Any) -> None:
     pytest.fail("no seed drew these sides")
 
 
+def test_of_several_as_similar_the_detail_names_the_smallest_id(run: Any) -> None:
+    prompts = [user(f"{LONG} {end}") for end in ("today", "tomorrow", "soon")]
+    for seed in range(200):
+        drawn, _ = run(prompts, seed=seed)
+        if isinstance(drawn[0], dict) and drawn[1:] == ["train"] * 2:
+            assert drawn[0]["detail"] == "of id1 (similarity 0.90)"
+            return
+    pytest.fail("no seed drew these sides")
+
+
 @pytest.mark.parametrize(("a", "b"), [("How old is the oak?", "How old is the elm?"), ("?", "!")])
 def test_other_prompts_are_drawn_on_their_own(sides: Any, a: str, b: str) -> None:
     drawn = {tuple(sides([user(a), user(b)], seed=seed)) for seed in range(60)}
