@@ -23,18 +23,15 @@ LEAST_PART = 0.25  # similarity that every part of two near-duplicates must have
 MISSED = 1e-3  # at most this share of the pairs that are exactly as similar as the threshold is overlooked
 MOST_VALUES = 144  # MinHash values of a text
 BLOCK = 40_000  # shingles at once: they and their products stay in the processor's cache
-AT_ONCE = 1 << 20  # shingles compared at once
 
 ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # one a word of a run
 SHORT = np.uint64(0xD6E8FEB86659FD93)  # sets runs of fewer than three words apart
-LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 NONE = np.uint32(0xFFFFFFFF)  # MinHash of nothing
 MULTIPLIERS = (mixed(np.arange(1, MOST_VALUES + 1, dtype=np.uint64)) >> HALF).astype(np.uint32) | np.uint32(1)
 TAGS = (mixed(np.arange(1, 9, dtype=np.uint64) << HALF) >> HALF).astype(np.uint32)  # one a part
 
 Rows = NDArray[np.int64]
-COLUMNS = ("shingles", "sizes", "bands")
 
 
 def bands_of(threshold: float) -> tuple[int, int]:

@@ -157,7 +157,8 @@ def among(values: NDArray[Kind], known: NDArray[Kind]) -> NDArray[np.bool_]:
     """Whether each of the values is one of those known, which are `distinct`: numpy's `isin` hashes them all first."""
     if not len(known):
         return np.zeros(len(values), bool)
-    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+    found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+    return found
 
 
 def _beyond_ascii(texts: pl.Series, raw: Bytes, offsets: Places, rules: Rules) -> tuple[Bytes, Places]:
