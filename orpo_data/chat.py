@@ -5,18 +5,23 @@ in jinja's sandbox. Nothing here depends on a file's name or time: `fingerprint`
 """
 
 import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from orpo_data.encoding import Encoder
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.layout import Layout, Roles, fill
 from orpo_data.manifest import digest
+from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
+from orpo_data.rendering import TEMPLATE_ERRORS, Renderer, step_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,8 +41,9 @@ CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
 
 _PROBE_QUESTION = "Which colour does the evening sky have?"
 _PROBE_ANSWER = "Crimson, mostly."
-_PROBE_STEPS = 1_000_000  # lines of Python, a fraction of a second; a sound template needs a few hundred
 _PROBE_CHARACTERS = 100_000
+
+_MOST_LAYOUTS = 10_000  # in memory; sequences of roles are few, unless someone means them to be many
 
 
 def template_names() -> list[str]:
@@ -75,7 +81,10 @@ class Chat:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        with _step_limit():
+        self._encoder = Encoder(self._backend)
+        self._renderer = Renderer(template, tokenizer.special_tokens_map)
+        self._layouts: dict[tuple[Roles, Roles, int], Layout | None] = {}
+        with step_limit():
             self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
             header = self._probe_header()
         self._header = self._probe_prefix_space(header)
@@ -138,26 +147,64 @@ class Chat:
             raise jinja2.TemplateRuntimeError("the template leaves nothing of an answer")
         return text + self._answer_tail
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, nothing added; a batch uses every core."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+    def layout(self, prompt: Roles, answer: Roles) -> Layout | None:
+        """What the template writes for these roles, where that does not depend on what the messages say."""
+        second = int(time.time()) if "strftime_now" in self.template else 0  # such a layout holds for a second
+        try:
+            return self._layouts[prompt, answer, second]
+        except KeyError:
+            layout = self._find_layout(prompt, answer)
+        if len(self._layouts) >= _MOST_LAYOUTS:
+            self._layouts.clear()
+        self._layouts[prompt, answer, second] = layout
+        return layout
 
-    def encode_prompts(self, texts: list[str]) -> list[list[int]]:
+    def _find_layout(self, prompt: Roles, answer: Roles) -> Layout | None:
+        """A layout that has been compared with what transformers renders."""
+        layout = self._renderer.layout(prompt, answer, self._after_answer, self._answer_tail)
+        if layout is None:
+            return None
+        contents = [f" {i} {_PROBE_ANSWER}\n" for i in range(len(prompt + answer))]
+        messages = [{"role": r, "content": c} for r, c in zip(prompt + answer, contents, strict=True)]
+        asked, said = messages[: len(prompt)], messages[len(prompt) :]
+        try:
+            prompt_text = self.render_prompt(asked)
+            texts = prompt_text, self.render_answer(asked, prompt_text, said)
+        except (jinja2.TemplateError, OrpoError):
+            return None
+        return layout if texts == (fill(layout.prompt, contents), fill(layout.answer, contents)) else None
+
+    def write_prompt(self, prompt: Messages) -> str:
+        """`render_prompt`, by a layout where there is one."""
+        roles, contents = tuple(m["role"] for m in prompt), [m["content"] for m in prompt]
+        layout = self.layout(roles, ("assistant",)) if None not in (*roles, *contents) else None
+        if layout and all(contents[i].strip() for i in layout.filled if i < len(contents)):
+            return fill(layout.prompt, contents)
+        return self.render_prompt(prompt)
+
+    def encode(self, texts: pa.StringArray) -> pa.ListArray:
+        """Token ids of each text, nothing added."""
+        return self._encoder.encode(texts)
+
+    def encode_prompts(self, texts: pa.StringArray) -> pa.ListArray:
         """Ids of rendered prompts, with the tokenizer's own start token once."""
-        start = [] if self.bos_id is None else [self.bos_id]
-        return [start + ids for ids in self.encode(texts)]
+        ids = self.encode(texts)
+        return ids if self.bos_id is None else join([self.bos_id], ids)
 
-    def encode_answers(self, texts: list[str]) -> list[list[int]]:
+    def encode_answers(self, texts: pa.StringArray) -> pa.ListArray:
         """Ids of rendered answers as they are behind the assistant's header, each with one end of turn."""
-        if self._header:
-            head = self.encode([self._header])[0]
-            whole = self.encode([self._header + text for text in texts])
-            alone = self.encode(texts)
-            # a token across the seam is left alone: the prompt's ids must not depend on the answer
-            encoded = [b[len(head) :] if b[: len(head)] == head else a for a, b in zip(alone, whole, strict=True)]
-        else:
-            encoded = self.encode(texts)
-        return [[*ids, self.end_of_turn_id] for ids in encoded]
+        ids = self._encode_behind(self._header, texts) if self._header else self.encode(texts)
+        return join(ids, [self.end_of_turn_id])
+
+    def _encode_behind(self, header: str, texts: pa.StringArray) -> pa.ListArray:
+        """Ids of each text as they are behind `header`.
+
+        A token across the seam is left alone: the prompt's ids must not depend on the answer.
+        """
+        head, whole = self.encode(pa.array([header])), self.encode(pc.binary_join_element_wise(header, texts, ""))
+        first, others = split(whole, np.minimum(lengths(head), lengths(whole)))
+        same = pc.equal(as_bytes(first), as_bytes(head)[0])
+        return as_lists(pc.if_else(same, as_bytes(others), as_bytes(self.encode(texts))))
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
         """Raises jinja2.TemplateError, also for what the template's own expressions do wrong (1 / 0, "a" * 10**12)."""
@@ -167,7 +214,7 @@ class Chat:
             )
         except RecursionError:
             raise jinja2.TemplateRuntimeError("the template calls itself without end") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        except TEMPLATE_ERRORS as error:
             raise jinja2.TemplateRuntimeError(str(error) or type(error).__name__) from error
         return str(text)
 
@@ -204,7 +251,7 @@ class Chat:
 
     def _probe_prefix_space(self, header: str) -> str:
         """`header` if the tokenizer puts a space before the first word of a text, as SentencePiece's do; else ""."""
-        head, alone, whole = self.encode([header, _PROBE_ANSWER, header + _PROBE_ANSWER])
+        head, alone, whole = self.encode(pa.array([header, _PROBE_ANSWER, header + _PROBE_ANSWER])).to_pylist()
         return "" if head + alone == whole else header
 
     def _probe_bos(self) -> int | None:
@@ -213,30 +260,10 @@ class Chat:
         if bos is None or self._backend.encode(_PROBE_QUESTION).ids[:1] != [bos]:
             return None
         prompt = self.render_prompt([{"role": "user", "content": _PROBE_QUESTION}])
-        return None if self.encode([prompt])[0][:1] == [bos] else int(bos)
+        return None if self._backend.encode(prompt, add_special_tokens=False).ids[:1] == [bos] else int(bos)
 
 
 def _is_token(tokenizer: Any, text: str) -> bool:
     """Whether the tokenizer reads `text` as one token of its own."""
     backend = tokenizer.backend_tokenizer
     return bool(backend.encode(text, add_special_tokens=False).ids == [backend.token_to_id(text)])
-
-
-@contextmanager
-def _step_limit() -> Iterator[None]:
-    """Stops a template that loops: jinja compiles it to Python, whose lines are counted as they run."""
-    steps = 0
-
-    def count(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > _PROBE_STEPS:
-            raise jinja2.TemplateRuntimeError(f"the template is still at two lines after {_PROBE_STEPS:,} steps")
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        yield
-    finally:
-        sys.settrace(before)

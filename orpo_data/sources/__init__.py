@@ -1,7 +1,7 @@
 """Upstream formats, one file each: the schema of its rows, files never read, column names, and `parse`."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from orpo_data.errors import OrpoError
 from orpo_data.schema import PAIRS
 from orpo_data.sources import hh_rlhf, pairs, ultrafeedback
+from orpo_data.sources.columns import Fields, Rows
 from orpo_data.sources.record import MissingColumn, Unparsable, column_list, excerpt, has_column
 
 
@@ -24,12 +25,15 @@ class Source:
     parse: Callable[[Any, Mapping[str, str]], dict[str, Any]]
     """From one JSON value, and the names of columns that differ from `columns`, to the content columns of a row (all
     but id and origin). Raises Unparsable where the value is not what the source promises, and nothing else."""
+    fields: Callable[[Sequence[Any], Mapping[str, str]], Fields]
+    """What `rows` needs of some JSON values. Raises Odd where they want to be parsed one by one."""
+    rows: Callable[[Fields], Rows]
+    """`parse` for many, from their fields."""
 
 
 SOURCES = {
-    "ultrafeedback": Source(ultrafeedback.SCHEMA, ultrafeedback.EXCLUDE, ultrafeedback.COLUMNS, ultrafeedback.parse),
-    "hh-rlhf": Source(hh_rlhf.SCHEMA, hh_rlhf.EXCLUDE, hh_rlhf.COLUMNS, hh_rlhf.parse),
-    "pairs": Source(pairs.SCHEMA, pairs.EXCLUDE, pairs.COLUMNS, pairs.parse),
+    name: Source(kind.SCHEMA, kind.EXCLUDE, kind.COLUMNS, kind.parse, kind.fields, kind.rows)
+    for name, kind in (("ultrafeedback", ultrafeedback), ("hh-rlhf", hh_rlhf), ("pairs", pairs))
 }
 
 

@@ -4,7 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import polars as pl
+
 from orpo_data.schema import PAIRS
+from orpo_data.sources.columns import Bools, Fields, Records, Rows, Turns, split_turns_of_many, texts
 from orpo_data.sources.record import Record, Turn, Unparsable, excerpt, split_turns
 
 SCHEMA = PAIRS
@@ -14,6 +18,28 @@ COLUMNS = {"chosen": ("chosen",), "rejected": ("rejected",)}
 LABEL = re.compile(r"\n\r?\n(Human|Hum|Assistant):")  # "Hum:" is a typo that occurs upstream
 ROLES = {"Human": "user", "Hum": "user", "Assistant": "assistant"}
 LABELS = {"user": "Human", "assistant": "Assistant"}
+
+MARK = "\x1e"  # ASCII's record separator: parts turns below, so a transcript that holds one is read by itself
+MARKS = {f"\n{cr}\n{label}:": MARK + role[0] for label, role in ROLES.items() for cr in ("", "\r")}
+"""LABEL spelled out: what each label becomes while many transcripts are cut at once. No two can overlap."""
+
+WHITE_SPACE = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
+"""What `str.strip` takes off: four control characters more than Unicode's White_Space, which polars takes off."""
+
+PART, TRANSCRIPT = pl.col("part"), pl.col("transcript")
+PARTS = (
+    TRANSCRIPT.str.replace_many([*MARKS], [*MARKS.values()]).str.split(MARK).alias("part"),
+    TRANSCRIPT.str.contains(MARK, literal=True).alias("has_mark"),
+)
+JUDGED = (
+    PART.list.len().cast(pl.Int64).alias("count"),  # one is the text before the first label, which is passed over
+    # a label at the very beginning, which needs no blank line, is such text here
+    (pl.col("has_mark") | (PART.list.len() < 2) | (PART.list.first().str.strip_chars(WHITE_SPACE) != "")).alias("odd"),
+)
+SAID = (
+    PART.str.starts_with("a").alias("is_assistant"),
+    PART.str.slice(1).str.strip_chars(WHITE_SPACE).alias("content"),
+)
 
 
 def parse_transcript(transcript: str) -> list[Turn]:
@@ -70,3 +96,27 @@ def _side(fields: Record, name: str) -> list[Turn]:
         return parse_transcript(transcript)
     except Unparsable as error:
         raise Unparsable(f"{name}: {error}") from None
+
+
+def fields(records: Sequence[Any], columns: Mapping[str, str]) -> Fields:
+    """The transcripts of many records; raises Odd."""
+    found = Records(records, columns, COLUMNS)
+    return {side: found.text(side) for side in ("chosen", "rejected")}
+
+
+def rows(fields: Fields) -> Rows:
+    """`parse` for many."""
+    turns, odd = turns_of_many(texts(fields["chosen"] + fields["rejected"]))
+    count = len(fields["chosen"])
+    prompt, chosen, rejected = split_turns_of_many(turns.rows(slice(count)), turns.rows(slice(count, None)))
+    sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return Rows({name: side.to_arrow() for name, side in sides.items()}, odd[:count] | odd[count:])
+
+
+def turns_of_many(transcripts: pl.Series) -> tuple[Turns, Bools]:
+    """`parse_transcript` for many, and which of them it must see itself."""
+    cut = pl.LazyFrame({"transcript": transcripts}).select(PARTS).select("part", *JUDGED).collect()
+    said = cut.select(pl.col("part").explode()).select(SAID)
+    lengths = cut["count"].to_numpy()
+    roles = said["is_assistant"].to_numpy().astype(np.int64)
+    return Turns.flat(roles, said["content"], lengths).part(1, lengths - 1), cut["odd"].to_numpy()

@@ -7,10 +7,29 @@
 - `conversations` as the prompt, with `system` beside it (LLaMA-Factory).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import methodcaller
 from typing import Any
 
+import numpy as np
+
 from orpo_data.schema import PAIRS
+from orpo_data.sources.columns import (
+    NULL,
+    ROLE_NAMES,
+    Fields,
+    Odd,
+    Records,
+    Rows,
+    Turns,
+    get,
+    numbers,
+    of_type,
+    split_turns_of_many,
+    texts,
+    to_arrow,
+)
 from orpo_data.sources.record import Record, Turn, Unparsable, column_list, excerpt, json_name, split_turns, text
 
 SCHEMA = PAIRS
@@ -26,12 +45,14 @@ COLUMNS = {
     "model_rejected": ("model_rejected", "rejected-model", "rejected_model"),
     "subset": ("subset",),
 }
+TEXTS, NUMBERS = ("system", "model_chosen", "model_rejected", "subset"), ("score_chosen", "score_rejected")
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
     "system": "system",
 }
+PLACES = {role: place for place, role in enumerate(ROLE_NAMES)}
 
 
 def parse(record: Any, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -90,3 +111,55 @@ def _with_system(prompt: list[Turn], system: str | None) -> list[Turn]:
     if not system or (prompt and prompt[0]["role"] == "system"):
         return prompt
     return [{"role": "system", "content": system}, *prompt]
+
+
+def fields(records: Sequence[Any], columns: Mapping[str, str]) -> Fields:
+    """What the rows need of many records: a value each, or one for each turn; raises Odd."""
+    found = Records(records, columns, COLUMNS)
+    sides = {
+        "chosen": turns_of_many(of_type(found.get("chosen"), str, list, dict), "assistant"),
+        "rejected": turns_of_many(of_type(found.get("rejected"), str, list, dict), "assistant"),
+        "prompt": turns_of_many(found.get("prompt"), "user"),
+    }
+    return {
+        **{f"{side}.{name}": column for side, turns in sides.items() for name, column in turns.items()},
+        **{name: found.optional_text(name) for name in TEXTS},
+        **{name: found.optional_number(name) for name in NUMBERS},
+    }
+
+
+def rows(fields: Fields) -> Rows:
+    """`parse` for many."""
+    chosen, rejected, given = (_joined(fields, side) for side in ("chosen", "rejected", "prompt"))
+    whole = np.logical_and.reduce([(side.lengths > 0) & ~side.first_is("assistant") for side in (chosen, rejected)])
+    prompt, chosen, rejected = split_turns_of_many(chosen, rejected)
+    prompt = (given.where(~whole) + prompt).under(texts(fields["system"]))
+    sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    columns = {name: side.to_arrow() for name, side in sides.items()}
+    columns |= {name: to_arrow(texts(fields[name])) for name in TEXTS if name != "system"}
+    columns |= {name: to_arrow(numbers(fields[name])) for name in NUMBERS}
+    return Rows(columns, ~whole & (given.lengths == 0))
+
+
+def turns_of_many(values: Sequence[Any], role: str) -> Fields:
+    """`turns` for many rows, all of one form: strings, lists of messages, or messages; no turns where all are null."""
+    kinds = {*map(type, values)}
+    if kinds == {str}:
+        return {"roles": [PLACES[role]] * len(values), "contents": [*values], "lengths": [1] * len(values)}
+    if kinds == {dict} or kinds == {NULL}:
+        values = [[value] if value is not None else [] for value in values]
+    elif kinds != {list}:
+        raise Odd
+    messages = of_type(chain.from_iterable(values), dict)
+    has_role = any(map(methodcaller("__contains__", "role"), messages))
+    role_key, content_key = ("role", "content") if has_role else ("from", "value")
+    names, contents = (of_type(get(messages, key), str) for key in (role_key, content_key))
+    known = {name: PLACES.get(ROLES.get(name.lower(), "")) for name in {*names}}
+    if None in known.values():
+        raise Odd
+    return {"roles": [*map(known.__getitem__, names)], "contents": contents, "lengths": [*map(len, values)]}
+
+
+def _joined(fields: Fields, side: str) -> Turns:
+    roles, lengths = (np.array(fields[f"{side}.{name}"], np.int64) for name in ("roles", "lengths"))
+    return Turns.flat(roles, texts(fields[f"{side}.contents"]), lengths)

@@ -1,9 +1,27 @@
 """UltraFeedback (openbmb/UltraFeedback): one instruction, answers of several models, each rated on four aspects."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from orpo_data.schema import ASPECTS, RATED
+from orpo_data.sources.columns import (
+    NULL,
+    Fields,
+    Odd,
+    Records,
+    Rows,
+    Turns,
+    get,
+    lists,
+    numbers,
+    of_type,
+    texts,
+    to_arrow,
+)
 from orpo_data.sources.record import Record, Unparsable, excerpt, json_name, number, text
 
 SCHEMA = RATED
@@ -75,3 +93,58 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 def _optional_text(fields: Mapping[str, Any], key: str, where: str) -> str | None:
     return None if fields.get(key) is None else text(fields[key], f"{where}.{key}")
+
+
+def fields(records: Sequence[Any], columns: Mapping[str, str]) -> Fields:
+    """What the rows need of many records: a value each, or one for each answer; raises Odd."""
+    found = Records(records, columns, COLUMNS)
+    completions = of_type(found.get("completions"), list)
+    answers = of_type(chain.from_iterable(completions), dict)
+    annotations = _objects(get(answers, "annotations"))
+    return {
+        "instruction": found.text("instruction"),
+        "subset": found.optional_text("subset"),
+        "answers": [*map(len, completions)],
+        "model": of_type(get(answers, "model"), str, NULL),
+        "response": of_type(get(answers, "response"), str),
+        "system_prompt": of_type(get(answers, "custom_system_prompt"), str, NULL),
+        "overall_score": _ratings(get(answers, "overall_score"), OVERALL_SCALE),
+        **{aspect: _aspects(get(annotations, aspect)) for aspect in ASPECTS},
+    }
+
+
+def rows(fields: Fields) -> Rows:
+    """`parse` for many."""
+    answers = {name: texts(fields[name]) for name in ("model", "response", "system_prompt")}
+    answers |= {name: numbers(fields[name]) for name in ("overall_score", *ASPECTS)}
+    completions = pa.StructArray.from_arrays([*map(to_arrow, answers.values())], [*answers])
+    columns = {
+        "prompt": Turns.every("user", texts(fields["instruction"])).to_arrow(),
+        "completions": lists(completions, np.array(fields["answers"], np.int64)),
+        "subset": to_arrow(texts(fields["subset"])),
+    }
+    return Rows(columns, np.zeros(len(fields["instruction"]), np.bool_))
+
+
+def _objects(values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Objects, empty ones for nulls."""
+    return [value or {} for value in of_type(values, dict, NULL)]
+
+
+def _aspects(values: Sequence[Any]) -> list[float | None]:
+    """`_aspect` for many."""
+    if list in {*map(type, values)}:
+        values = [value[0] if type(value) is list and len(value) == 1 else value for value in values]
+    return _ratings(get(_objects(values), "Rating"), ASPECT_SCALE)
+
+
+def _ratings(values: Sequence[Any], scale: tuple[int, int]) -> list[float | None]:
+    """`rating` for many, asked once for each different value."""
+    different = set(of_type(values, str, int, float, NULL))
+    if 0 in different:  # which of 0 and -0.0?
+        raise Odd
+    try:
+        known = {value: rating(value, "", scale) for value in different}
+    except Unparsable:
+        raise Odd from None
+    return [*map(known.__getitem__, values)]

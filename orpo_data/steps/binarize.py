@@ -3,15 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from orpo_data.schema import PAIRS, pair_id
+from orpo_data.schema import PAIRS, pair_id, pair_ids
+from orpo_data.sources.columns import Ints, Turns, to_arrow
 from orpo_data.steps.draws import draw
-from orpo_data.steps.ratings import REPAIRED, STRATEGIES, Aspect, Completion, ScoreRule, doubt, weighted_aspects
+from orpo_data.steps.picks import ROUNDING, Answers, Floats, picks
+from orpo_data.steps.ratings import (
+    FIGURES,
+    REPAIRED,
+    STRATEGIES,
+    WEIGHTED,
+    Aspect,
+    Completion,
+    ScoreRule,
+    doubt,
+    weighted_aspects,
+)
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
-
-ROUNDING = 1e-5  # scores are float32: 8.3 - 8.2 must pass for a margin of 0.1
 
 
 class Drop(NamedTuple):
@@ -77,26 +89,56 @@ class Binarize(Step):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
-        if self.strategy == "weighted-aspects" and not self.weights:
+        if self.strategy == WEIGHTED and not self.weights:
             raise ValueError("weights: strategy weighted-aspects needs them, e.g. {helpfulness: 0.7, honesty: 0.3}")
-        if self.strategy != "weighted-aspects" and self.weights:
+        if self.strategy != WEIGHTED and self.weights:
             raise ValueError(f"weights: only strategy weighted-aspects has them, it is {self.strategy}")
         if self.ties == "keep" and self.min_margin:
             raise ValueError(f"min_margin: {self.min_margin:g} leaves no ties to keep; set ties to drop")
         return self
 
     def apply(self, table: pa.Table) -> StepOutput:
-        outcomes = [self._pairs(row) for row in table.to_pylist()]
-        failed = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Drop)}
-        pairs = [pair for outcome in outcomes if not isinstance(outcome, Drop) for pair in outcome]
-        losers = table.take(pa.array(failed, pa.int64()))
-        reasons = pa.array([drop.reason for drop in failed.values()], pa.string())
-        details = pa.array([drop.detail for drop in failed.values()], pa.string())
-        return StepOutput(
-            kept=pa.Table.from_pylist(pairs, schema=PAIRS),
-            dropped=dropped_rows(self.name, losers, reasons, details),
-            expanded=len(pairs) + len(failed) - len(table),
-        )
+        """Pairs by columns; a prompt without any goes through `_pairs`, which says why."""
+        answers = Answers.of(table)
+        scores = answers.scores(self._rule(), FIGURES[self.strategy])
+        chosen, rejected = picks(self, answers, scores, table["id"])
+        kept = self._table(table, answers, scores, chosen, rejected)
+        losers = table.take(pa.array(np.setdiff1d(np.arange(len(table)), answers.row[chosen])))
+        drops = [drop for row in losers.to_pylist() if isinstance(drop := self._pairs(row), Drop)]
+        reasons, details = (pa.array([drop[i] for drop in drops], pa.string()) for i in (0, 1))
+        dropped = dropped_rows(self.name, losers, reasons, details)
+        return StepOutput(kept, dropped, expanded=len(kept) + len(dropped) - len(table))
+
+    def _table(self, table: pa.Table, answers: Answers, scores: Floats, best: Ints, worse: Ints) -> pa.Table:
+        """`_pair` for many: `best` and `worse` are the places of the answers of each."""
+        rows = table.take(pa.array(answers.row[best]))
+        chosen, rejected = answers.columns[best], answers.columns[worse]
+        systems = chosen["system_prompt"], rejected["system_prompt"]
+        sides = {
+            "prompt": self._prompts(rows["prompt"].combine_chunks(), *systems),
+            "chosen": Turns.every("assistant", chosen["response"]).to_arrow(),
+            "rejected": Turns.every("assistant", rejected["response"]).to_arrow(),
+        }
+        columns = {
+            "id": pair_ids(pl.DataFrame({name: pl.Series(side) for name, side in sides.items()})),
+            **sides,
+            "score_chosen": pa.array(scores[best]),
+            "score_rejected": pa.array(scores[worse]),
+            "model_chosen": to_arrow(chosen["model"]),
+            "model_rejected": to_arrow(rejected["model"]),
+            "system_chosen": to_arrow(systems[0]),
+            "system_rejected": to_arrow(systems[1]),
+            **{name: rows[name] for name in ("subset", "source", "source_file", "source_row")},
+        }
+        return pa.table(columns, schema=PAIRS)
+
+    def _prompts(self, prompts: pa.ListArray, chosen: pl.Series, rejected: pl.Series) -> pa.ListArray:
+        """`_prompt` for many."""
+        if self.system_prompt == "column":
+            return prompts
+        if self.system_prompt == "shared":
+            chosen = chosen.set(chosen.ne_missing(rejected), None)
+        return Turns.from_arrow(prompts).under(chosen).to_arrow()
 
     def _pairs(self, row: dict[str, Any]) -> list[dict[str, Any]] | Drop:
         """At least one PAIRS row, or why there is none."""

@@ -1,20 +1,31 @@
 """Messages to text, by the tokenizer's chat template."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
 import jinja2
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, PlainSerializer
 
 from orpo_data.chat import Chat
+from orpo_data.conversations import Conversations, Mask, lay_out, write
 from orpo_data.schema import RENDERED
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
+log = logging.getLogger(__name__)
+
 ChatField = Annotated[Chat, PlainSerializer(lambda chat: chat.fingerprint, return_type=str)]
 """A step's tokenizer and template; its configuration records their fingerprint."""
+
+SIDES = ("prompt", "chosen", "rejected")
+Texts = dict[str, pa.StringArray]
+Failed = dict[int, tuple[str, str]]
+"""By row: reason and detail."""
 
 
 class ChatTemplate(Step):
@@ -22,6 +33,8 @@ class ChatTemplate(Step):
 
     A pair is dropped when a message holds the text of a control token (it would become one), or when the template
     refuses the conversation or writes nothing for one of its parts.
+
+    Rows whose roles have a layout are written in columns, the others one by one by the template itself.
     """
 
     name: ClassVar[str] = "chat_template"
@@ -30,45 +43,89 @@ class ChatTemplate(Step):
     chat: ChatField = Field(description="Tokenizer and template.")
 
     def apply(self, table: pa.Table) -> StepOutput:
-        rendered, failed, reasons, details = [], [], [], []
-        for index, (row, found) in enumerate(zip(table.to_pylist(), self._control_tokens_in(table), strict=True)):
-            reason, detail = ("control_token_in_text", found) if found else (None, None)
-            if reason is None:
-                try:
-                    rendered.append(self._render(row))
-                    continue
-                except jinja2.TemplateError as error:
-                    reason, detail = "refused_by_template", str(error)
-            failed.append(index)
-            reasons.append(reason)
-            details.append(detail)
-        losers = table.take(pa.array(failed, pa.int64()))
-        dropped = dropped_rows(self.name, losers, pa.array(reasons, pa.string()), pa.array(details, pa.string()))
-        return StepOutput(pa.Table.from_pylist(rendered, schema=RENDERED), dropped)
+        sides = {name: Conversations(table[name]) for name in SIDES}
+        failed: Failed = {
+            row: ("control_token_in_text", token) for row, token in self._control_tokens_in(sides).items()
+        }
+        texts, written = self._write(sides)
+        if written.any() and not self._is_rendered(table, texts, int(written.argmax())):
+            log.warning("chat_template: the template does not write what its layout says; rendering row by row")
+            written[:] = False
+        rendered: dict[int, dict[str, str]] = {}
+        others = [row for row in np.flatnonzero(~written).tolist() if row not in failed]
+        for row, messages in zip(others, _take(table, others), strict=True):
+            try:
+                rendered[row] = self._render(messages)
+            except jinja2.TemplateError as error:
+                failed[row] = ("refused_by_template", str(error))
+        texts = _replaced(texts, rendered)
+        columns = {name: texts[name] if name in texts else table[name] for name in RENDERED.names}
+        kept, (keep, dropped) = pa.table(columns, schema=RENDERED), set_aside(self.name, table, failed)
+        return StepOutput(kept.filter(pa.array(keep)) if failed else kept, dropped)
 
-    def _render(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _write(self, sides: dict[str, Conversations]) -> tuple[Texts, Mask]:
+        """The texts of all rows that can be written in columns, and which rows these are."""
+        texts, prompts = {}, sides["prompt"]
+        written = np.ones_like(prompts.sound)
+        for side in ("chosen", "rejected"):
+            laid_out = lay_out(prompts, sides[side], self.chat.layout)
+            texts[f"{side}_text"] = write(laid_out, "answer", prompts, sides[side])
+            found = np.zeros_like(written)
+            for group in laid_out:
+                found[group.rows] = True
+            written &= found
+        texts["prompt_text"] = write(laid_out, "prompt", prompts, sides[side])
+        return texts, written
+
+    def _is_rendered(self, table: pa.Table, texts: Texts, row: int) -> bool:
+        """Whether the template itself writes these texts."""
+        (messages,) = _take(table, [row])
+        return self._render(messages) == {name: column[row].as_py() for name, column in texts.items()}
+
+    def _render(self, row: dict[str, Any]) -> dict[str, str]:
+        """The texts of one row, by the template itself."""
         with _naming("prompt"):
-            prompt_text = self.chat.render_prompt(row["prompt"])
-        answers = {}
+            texts = {"prompt_text": self.chat.render_prompt(row["prompt"])}
         for side in ("chosen", "rejected"):
             with _naming(side):
-                answers[f"{side}_text"] = self.chat.render_answer(row["prompt"], prompt_text, row[side])
-        return {
-            **{name: row[name] for name in ("id", "source", "source_file", "source_row", "prompt")},
-            "prompt_text": prompt_text,
-            **answers,
-        }
+                texts[f"{side}_text"] = self.chat.render_answer(row["prompt"], texts["prompt_text"], row[side])
+        return texts
 
-    def _control_tokens_in(self, table: pa.Table) -> list[str | None]:
-        """For each row the first control token that one of its messages spells, as "side: token", or None."""
-        frame = pl.from_arrow(table.select(["prompt", "chosen", "rejected"]))
-        assert isinstance(frame, pl.DataFrame)
-        tokens = pl.element().struct.field("content").str.extract_many(self.chat.control_tokens, leftmost=True)
-        found = [
-            pl.lit(f"{side}: ") + pl.col(side).list.eval(tokens.list.first().drop_nulls()).list.first()
-            for side in frame.columns
-        ]
-        return frame.select(found=pl.coalesce(found))["found"].to_list()
+    def _control_tokens_in(self, sides: dict[str, Conversations]) -> dict[int, str]:
+        """The rows that spell a control token, each with the first that one of its messages spells: "side: token"."""
+        found: dict[int, str] = {}
+        for side, column in sides.items():
+            contents = pl.Series(column.contents, dtype=pl.String)
+            hits = contents.str.contains_any(self.chat.control_tokens).fill_null(False).arg_true()
+            if not len(hits):
+                continue
+            tokens = contents.gather(hits).str.extract_many(self.chat.control_tokens, leftmost=True).list.first()
+            for row, token in zip(column.rows_of(hits.to_numpy()).tolist(), tokens.to_list(), strict=True):
+                found.setdefault(row, f"{side}: {token}")
+        return found
+
+
+def _take(table: pa.Table, rows: list[int]) -> list[dict[str, Any]]:
+    """The messages of some rows."""
+    return table.select(SIDES).take(pa.array(rows, pa.int64())).to_pylist() if rows else []
+
+
+def set_aside(step: str, table: pa.Table, failed: Failed) -> tuple[Mask, pa.Table]:
+    """Which rows of `table` did not fail, and those that did as DROPPED rows of `step`."""
+    rows = sorted(failed)
+    keep = np.ones(len(table), bool)
+    keep[rows] = False
+    reasons, details = (pa.array([failed[row][i] for row in rows], pa.string()) for i in (0, 1))
+    return keep, dropped_rows(step, table.filter(pa.array(~keep)), reasons, details)
+
+
+def _replaced(texts: Texts, rendered: dict[int, dict[str, str]]) -> Texts:
+    """`texts` with those of the rendered rows."""
+    rows = sorted(rendered)
+    mask = np.zeros(len(texts["prompt_text"]), bool)
+    mask[rows] = True
+    own = {name: pa.array([rendered[row][name] for row in rows], pa.string()) for name in texts}
+    return {name: pc.replace_with_mask(texts[name], pa.array(mask), own[name]) for name in texts} if rows else texts
 
 
 @contextmanager

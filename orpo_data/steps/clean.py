@@ -7,14 +7,14 @@ After this step `chosen` and `rejected` are exactly one assistant message that a
 
 from typing import ClassVar
 
-import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
 from orpo_data.steps.flags import arrow, each_row, judged, rows_by_rule
 from orpo_data.steps.rules import content, structure
-from orpo_data.steps.rules.rule import Rule, pair_texts
-from orpo_data.steps.step import Step, StepOutput, divide
+from orpo_data.steps.rules.judge import judge
+from orpo_data.steps.rules.rule import Rule, rows_to_judge
+from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
 
 class Clean(Step):
@@ -25,7 +25,7 @@ class Clean(Step):
     """
 
     name: ClassVar[str] = "clean"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     empty_turn: structure.EmptyTurn = structure.EmptyTurn()
     ends_with_human: structure.EndsWithHuman = structure.EndsWithHuman()
@@ -47,15 +47,16 @@ class Clean(Step):
 
     def apply(self, table: pa.Table) -> StepOutput:
         """PAIRS or JUDGED to JUDGED."""
-        rules, pairs = self.rules(), pair_texts(table)
-        found = pl.concat([rule.judge(pairs) for rule in rules])
+        rules = self.rules()
+        found = judge(rules, rows_to_judge(table))
         dropped_for = found.filter(action="drop").unique("row", keep="first", maintain_order=True)
         flagged = found.filter(action="flag").join(dropped_for, on="row", how="anti", maintain_order="left")
         reasons, details = (
             arrow(each_row(dropped_for, column, len(table)), pa.string()) for column in ("rule", "detail")
         )
         rows = judged(table, flagged, [rule.name for rule in rules])
-        _, dropped = divide(self.name, table, reasons, details)
+        fails = reasons.is_valid()
+        dropped = dropped_rows(self.name, table.filter(fails), reasons.drop_null(), details.drop_null())
         return StepOutput(rows.filter(reasons.is_null()), dropped, flagged=rows_by_rule(flagged))
 
     def rules(self) -> list[Rule]:

@@ -1,12 +1,27 @@
 """Random draws that belong to a row, not to its place: the same row draws the same number everywhere."""
 
 import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def draw_text(seed: int, *key: str) -> str:
+    return "\x1f".join((str(seed), *key))
 
 
 def draw(seed: int, *key: str) -> int:
     """A uniform 64-bit integer from (seed, key): no order, batch size or worker count changes it."""
-    text = "\x1f".join((str(seed), *key))
+    text = draw_text(seed, *key)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def draws(seed: int, name: str, keys: Iterable[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """`draw(seed, name, key)` for each key."""
+    before = draw_text(seed, name, "")
+    digests = (hashlib.sha256(f"{before}{key}".encode()).digest()[:8] for key in keys)
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def uniform(seed: int, *key: str) -> float:

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from orpo_data.schema import JUDGED, PAIRS
+from orpo_data.schema import FLAG, JUDGED, PAIRS
 
 
 def judged(table: pa.Table, found: pl.DataFrame, rules: Collection[str]) -> pa.Table:
@@ -18,16 +19,20 @@ def judged(table: pa.Table, found: pl.DataFrame, rules: Collection[str]) -> pa.T
         before = pl.DataFrame({"flag": pl.from_arrow(table["flags"])}).with_row_index("row").explode("flag")
         rule = pl.col("flag").struct.field("rule")
         flags = pl.concat([flags, before.filter(rule.is_not_null() & ~rule.is_in(list(rules)))])
-    column = each_row(flags.group_by("row", maintain_order=True).agg("flag"), "flag", len(table)).fill_null([])
     noise = table["label_noise"] if "label_noise" in table.schema.names else pa.nulls(len(table), pa.float32())
-    pairs = table.select(PAIRS.names).append_column("flags", arrow(column, JUDGED.field("flags").type))
-    return pairs.append_column("label_noise", noise).cast(JUDGED)
+    columns = [*table.select(PAIRS.names).columns, _lists(flags.sort("row", maintain_order=True), len(table)), noise]
+    return pa.table(columns, schema=JUDGED)
+
+
+def _lists(flags: pl.DataFrame, rows: int) -> pa.Array:
+    """The flags of each row of a table, from flags in the order of their rows."""
+    ends = np.bincount(flags["row"], minlength=rows).cumsum()
+    return pa.ListArray.from_arrays(np.insert(ends, 0, 0).astype(np.int32), arrow(flags["flag"], FLAG))
 
 
 def each_row(found: pl.DataFrame, column: str, rows: int) -> pl.Series:
     """A column of findings, at most one a row, as one value for every row of a table, null where there is none."""
-    every = pl.select(row=pl.int_range(rows, dtype=pl.UInt32))
-    return every.join(found.select("row", column), on="row", how="left", maintain_order="left")[column]
+    return pl.repeat(None, rows, dtype=found.schema[column], eager=True).scatter(found["row"], found[column])
 
 
 def rows_by_rule(found: pl.DataFrame) -> dict[str, int]:

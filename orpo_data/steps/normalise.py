@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from orpo_data.extras import require_package
-from orpo_data.schema import DROPPED, pair_id
+from orpo_data.schema import DROPPED, pair_ids
 from orpo_data.steps.personal_data import Kind, hint, redact
 from orpo_data.steps.step import Step, StepOutput
 
@@ -56,9 +56,9 @@ class Normalise(Step):
         normal = pl.struct(role=message.field("role"), content=self._normal(message.field("content")))
         after = before.with_columns(pl.col(side).list.eval(normal) for side in SIDES)
         changed = (before != after).select(pl.any_horizontal(*SIDES)).to_series()
-        new_ids = [pair_id(*(row[side] for side in SIDES)) for row in after.filter(changed).iter_rows(named=True)]
         columns = {name: after[name].to_arrow(compat_level=pl.CompatLevel.oldest()) for name in SIDES}
-        columns["id"] = pc.replace_with_mask(table["id"], pa.array(changed, pa.bool_()), pa.array(new_ids, pa.string()))
+        new_ids = pair_ids(after.filter(changed))
+        columns["id"] = pc.replace_with_mask(table["id"], pa.array(changed, pa.bool_()), new_ids)
         kept = pa.table({**{name: table[name] for name in table.schema.names}, **columns}).cast(table.schema)
         return StepOutput(kept, DROPPED.empty_table(), changed=len(new_ids))
 

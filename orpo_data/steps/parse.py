@@ -1,18 +1,27 @@
 """From raw records to rows: JSON text in, RATED or PAIRS out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import orjson
+import polars as pl
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from orpo_data.schema import MESSAGE, MESSAGES, ORIGIN, PAIRS, pair_id, row_id
+from orpo_data.schema import DROPPED, MESSAGE, MESSAGES, ORIGIN, row_id, row_ids
 from orpo_data.sources import SOURCES, Diverging, Source, check_settings
-from orpo_data.sources.files import NOT_UTF8
+from orpo_data.sources.columns import Bools, Fields, Ints, Odd, Rows, join
+from orpo_data.sources.json_text import NOT_UTF8
 from orpo_data.sources.record import Turn, Unparsable, first_answers
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
+
+ID_COLUMNS = ("prompt", "completions", "chosen", "rejected")
+"""What the id is a hash of, as far as a schema has them."""
+
+PIECE = 32  # records decoded at a time: their objects stay in the processor's cache, and too few for Python's collector
+FEW = 4  # records: so many or fewer are read one by one when one of them is odd
 
 
 class Parse(Step):
@@ -37,6 +46,56 @@ class Parse(Step):
         return self
 
     def apply(self, table: pa.Table) -> StepOutput:
+        """The ordinary records by columns, the others one by one."""
+        ordinary, odd = self._by_columns(table)
+        if not len(odd):
+            return StepOutput(ordinary, DROPPED.empty_table())
+        one_by_one, kept = self._one_by_one(table.take(odd))
+        places = np.concatenate((np.delete(np.arange(len(table)), odd), odd[kept]))
+        rows = pa.concat_tables([ordinary, one_by_one.kept]).take(np.argsort(places))
+        return replace(one_by_one, kept=rows)
+
+    def _by_columns(self, table: pa.Table) -> tuple[pa.Table, Ints]:
+        """The rows of ordinary records, and the places of the other records."""
+        source = SOURCES[self.dataset]
+        pieces, odd = self._fields(table["record"].cast(pa.binary()).to_pylist())
+        if not pieces:
+            return source.schema.empty_table(), np.flatnonzero(odd)
+        rows = source.rows(join(pieces))
+        odd[~odd] = strange = rows.odd | self._parted(rows)
+        columns = rows.columns
+        if odd.any():
+            ordinary = pa.array(~strange)
+            columns = {name: column.filter(ordinary) for name, column in columns.items()}
+            table = table.filter(pa.array(~odd))
+        return _ordinary_table(source, columns, table), np.flatnonzero(odd)
+
+    def _fields(self, records: Sequence[bytes]) -> tuple[list[Fields], Bools]:
+        """Piece by piece, and which records are in none of them: one odd record costs a few others."""
+        source, odd = SOURCES[self.dataset], np.zeros(len(records), np.bool_)
+        pieces, spans = [], [(start, start + PIECE) for start in range(0, len(records), PIECE)][::-1]
+        while spans:
+            start, stop = spans.pop()
+            try:
+                pieces.append(source.fields([*map(orjson.loads, records[start:stop])], self.columns))
+            except (orjson.JSONDecodeError, Odd):
+                if stop - start <= FEW:
+                    odd[start:stop] = True
+                else:
+                    middle = (start + stop) // 2
+                    spans += (middle, stop), (start, middle)
+        return pieces, odd
+
+    def _parted(self, rows: Rows) -> Bools:
+        """Whether `_cut_diverging` has to look at a row."""
+        if self.diverges == "drop":
+            return np.zeros_like(rows.odd)
+        lengths = [rows.columns[side].value_lengths().to_numpy() for side in ("chosen", "rejected")]
+        several: Bools = np.maximum(*lengths) > 1
+        return several
+
+    def _one_by_one(self, table: pa.Table) -> tuple[StepOutput, list[int]]:
+        """The definition: each record by itself; and which of them became rows."""
         source = SOURCES[self.dataset]
         rows, kept, failed, details, changed = [], [], [], [], 0
         for index, record in enumerate(table["record"].to_pylist()):
@@ -54,7 +113,7 @@ class Parse(Step):
         losers = table.take(pa.array(failed, pa.int64()))
         reasons = pa.repeat("unparsable", len(failed))
         dropped = dropped_rows(self.name, losers, reasons, pa.array(details, pa.string()))
-        return StepOutput(_table(source, rows, table.take(pa.array(kept, pa.int64()))), dropped, changed=changed)
+        return StepOutput(_table(source, rows, table.take(pa.array(kept, pa.int64()))), dropped, changed=changed), kept
 
 
 def _cut_diverging(row: dict[str, Any]) -> bool:
@@ -76,7 +135,8 @@ def _broken_line(line: int, record: str, error: orjson.JSONDecodeError) -> str:
 def _table(source: Source, rows: list[dict[str, Any]], raw: pa.Table) -> pa.Table:
     """`rows` as a table of the source's schema; `raw` has their origins."""
     columns: dict[str, Any] = {field.name: raw[field.name] for field in ORIGIN}
-    columns["id"] = pa.array([_id(source, row) for row in rows], pa.string())
+    hashed = [{name: row[name] for name in ID_COLUMNS if name in row} for row in rows]
+    columns["id"] = pa.array(map(row_id, hashed), pa.string())
     for field in source.schema:
         if field.name not in columns:
             values = [row[field.name] for row in rows]
@@ -84,10 +144,13 @@ def _table(source: Source, rows: list[dict[str, Any]], raw: pa.Table) -> pa.Tabl
     return pa.table(columns, schema=source.schema)
 
 
-def _id(source: Source, row: dict[str, Any]) -> str:
-    if source.schema is PAIRS:
-        return pair_id(row["prompt"], row["chosen"], row["rejected"])
-    return row_id({"prompt": row["prompt"], "completions": row["completions"]})
+def _ordinary_table(source: Source, content: Mapping[str, pa.Array], raw: pa.Table) -> pa.Table:
+    """As `_table`, of columns."""
+    hashed = pl.DataFrame({name: pl.Series(content[name]) for name in ID_COLUMNS if name in content})
+    columns = {field.name: raw[field.name] for field in ORIGIN} | {"id": row_ids(hashed)} | dict(content)
+    missing = (field for field in source.schema if field.name not in columns)
+    columns |= {field.name: pa.nulls(len(raw), field.type) for field in missing}
+    return pa.table(columns, schema=source.schema)
 
 
 def _messages(values: Sequence[Sequence[Turn]]) -> pa.Array:

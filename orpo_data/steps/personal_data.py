@@ -80,15 +80,15 @@ KINDS: dict[Kind, Pattern] = {  # in the order of redaction: the longer forms fi
     "secret": Pattern(
         re.compile("|".join(SECRETS)),
         _always,
-        r"PRIVATE KEY|AKIA|ASIA|gh[pousr]_|github_pat_|sk-|k_live_|AIza|xox[abeoprs]-|hf_|eyJ",
+        r"PRIVATE KEY|AKIA|ASIA|gh[pousr]_|github_pat_|sk-[0-9A-Za-z_-]{20}|k_live_|AIza|xox[abeoprs]-|hf_|eyJ",
     ),
     "email": Pattern(
         re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[a-zA-Z\d-]{1,63}\.){1,8}[a-zA-Z]{2,24}(?![\w-])"),
         _real_domain,
-        r"\w@\w",
+        r"@[a-zA-Z\d.-]+\.[a-zA-Z]{2}",
     ),
     "iban": Pattern(
-        re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){2,7}(?: ?\d{1,3})?\b"), _iban, r"[A-Z]{2}\d{2} ?[A-Z\d]{4}"
+        re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){2,7}(?: ?\d{1,3})?\b"), _iban, r"[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){2}"
     ),
     "credit_card": Pattern(
         re.compile(r"(?<![\d.,/+-])(?:\d[ -]?){13,18}\d(?![\d-]|[.,]\d)"), _credit_card, r"(?:\d[ -]?){14}"
@@ -99,7 +99,7 @@ KINDS: dict[Kind, Pattern] = {  # in the order of redaction: the longer forms fi
             r"|(?<![\w.:])[\da-fA-F]{1,4}(?::[\da-fA-F]{0,4}){2,7}(?![\w:])"
         ),
         _public_address,
-        r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d|[\da-fA-F]:[\da-fA-F:]",
+        r"\d(?:\.\d{1,3}){3}|[\da-fA-F](?::[\da-fA-F]{0,4}){2}",
     ),
     "phone": Pattern(
         re.compile(
@@ -109,7 +109,7 @@ KINDS: dict[Kind, Pattern] = {  # in the order of redaction: the longer forms fi
             r")(?![\w+/-]|\.\d)"
         ),
         _subscriber,
-        r"\+\d|\d{3}[ .-]\d{4}",
+        r"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2}|[2-9]\d{2}[) .-]{1,2}[2-9]\d{2}[ .-]\d{4}",
     ),
 }
 

@@ -1,6 +1,6 @@
 """Which figure of a rated answer counts as its score: every rule by name, with whose rule it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ ScoreRule = Callable[[Completion], float | None]
 
 Aspect = Literal["instruction_following", "honesty", "truthfulness", "helpfulness"]
 
-REPAIRED = "overall-score-repaired"
+REPAIRED, WEIGHTED = "overall-score-repaired", "weighted-aspects"
 
 TRUSTED_ABOVE = {10.0: 4.0, 8.0: 3.2, 7.5: 3.0}
 """Overall scores that the x10 defect is known to have made, and the mean rating above which each is believed.
@@ -89,3 +89,12 @@ STRATEGIES: dict[str, ScoreRule] = {
     REPAIRED: repaired_overall_score,
     **{aspect: aspect_rating(aspect) for aspect in ASPECTS},
 }
+
+FIGURES: dict[str, Sequence[str]] = {
+    "mean-rating": ASPECTS,
+    "overall-score": ("overall_score",),
+    REPAIRED: ("overall_score", *ASPECTS),
+    **{aspect: (aspect,) for aspect in ASPECTS},
+    WEIGHTED: ASPECTS,
+}
+"""The figures of an answer that a rule looks at: those who have the same ones have the same score."""

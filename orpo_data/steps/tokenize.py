@@ -20,8 +20,7 @@ class Tokenize(Step):
 
     def apply(self, table: pa.Table) -> StepOutput:
         columns = {name: table[name] for name in ENCODED.names if name in table.schema.names}
-        columns["prompt_ids"] = self.chat.encode_prompts(table["prompt_text"].to_pylist())
+        columns["prompt_ids"] = self.chat.encode_prompts(table["prompt_text"].combine_chunks())
         for side in ("chosen", "rejected"):
-            columns[f"{side}_response_ids"] = self.chat.encode_answers(table[f"{side}_text"].to_pylist())
-        ordered = {name: columns[name] for name in ENCODED.names}
-        return StepOutput(pa.table(ordered, schema=ENCODED), DROPPED.empty_table())
+            columns[f"{side}_response_ids"] = self.chat.encode_answers(table[f"{side}_text"].combine_chunks())
+        return StepOutput(pa.table(columns).select(ENCODED.names).cast(ENCODED), DROPPED.empty_table())

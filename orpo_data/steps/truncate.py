@@ -1,22 +1,24 @@
 """Fits pairs into the length limits without ever cutting a prompt's turn in two or emptying an answer."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from itertools import islice
+from typing import ClassVar, Literal
 
 import jinja2
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from orpo_data.chat import Messages
+from orpo_data.ragged import Counts, as_bytes, as_lists, join, lengths, split
 from orpo_data.schema import TOKENIZED
-from orpo_data.steps.chat_template import ChatField
-from orpo_data.steps.step import Step, StepOutput, dropped_rows
+from orpo_data.steps.chat_template import ChatField, Failed, set_aside
+from orpo_data.steps.step import Step, StepOutput
 
-
-@dataclass(frozen=True)
-class Drop:
-    reason: str
-    detail: str
+RESPONSES = ("chosen_response_ids", "rejected_response_ids")
+Shorter = dict[int, tuple[bytes, int]]
+"""By row: the ids of a prompt without its oldest turns, as bytes, and how many turns these were."""
 
 
 class Truncate(Step):
@@ -35,64 +37,74 @@ class Truncate(Step):
     overlong_response: Literal["truncate", "drop"]
 
     def apply(self, table: pa.Table) -> StepOutput:
-        kept, failed, reasons, details, changed = [], [], [], [], 0
-        for index, row in enumerate(table.to_pylist()):
-            outcome = self._fit(row)
-            if isinstance(outcome, Drop):
-                failed.append(index)
-                reasons.append(outcome.reason)
-                details.append(outcome.detail)
-                continue
-            kept.append(outcome)
-            changed += bool(
-                outcome["prompt_turns_dropped"] or outcome["chosen_truncated"] or outcome["rejected_truncated"]
-            )
-        losers = table.take(pa.array(failed, pa.int64()))
-        dropped = dropped_rows(self.name, losers, pa.array(reasons, pa.string()), pa.array(details, pa.string()))
-        return StepOutput(pa.Table.from_pylist(kept, schema=TOKENIZED), dropped, changed=changed)
+        prompts, chosen, rejected = (table[name].combine_chunks() for name in ("prompt_ids", *RESPONSES))
+        failed, shorter = self._fit_prompts(table["prompt"], lengths(prompts))
+        prompts = _with(prompts, shorter)
+        turns_dropped = np.zeros(len(table), np.int32)
+        turns_dropped[list(shorter)] = [turns for _, turns in shorter.values()]
+        room = np.maximum(self.max_length - lengths(prompts), 0)
+        cut = [lengths(answers) > room for answers in (chosen, rejected)]
+        if self.overlong_response == "drop":
+            longest = np.maximum(lengths(chosen), lengths(rejected))
+            for row in np.flatnonzero(longest > room).tolist():
+                detail = f"{longest[row]} tokens, {room[row]} left of max_length {self.max_length}"
+                failed.setdefault(row, ("response_too_long", detail))
+        chosen, rejected = _first(chosen, room), _first(rejected, room)
+        same = pc.equal(as_bytes(chosen), as_bytes(rejected)).to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(same).tolist():
+            detail = f"the sides are the same in their first {room[row]} tokens"
+            failed.setdefault(row, ("identical_after_truncation", detail))
+        ids = (join(prompts, chosen), join(prompts, rejected), pa.array(lengths(prompts), pa.int32()))
+        columns = (table["id"], *ids, table["source"], turns_dropped, *cut)
+        keep, dropped = set_aside(self.name, table, failed)
+        kept = pa.table(dict(zip(TOKENIZED.names, columns, strict=True)), schema=TOKENIZED)
+        changed = int(((turns_dropped > 0) | cut[0] | cut[1])[keep].sum())
+        return StepOutput(kept.filter(pa.array(keep)) if failed else kept, dropped, changed=changed)
 
-    def _fit(self, row: dict[str, Any]) -> dict[str, Any] | Drop:
-        """The TOKENIZED row, or why there is none."""
-        shortened = self._fit_prompt(row["prompt"], row["prompt_ids"])
-        if isinstance(shortened, Drop):
-            return shortened
-        prompt_ids, turns_dropped = shortened
-        room = self.max_length - len(prompt_ids)
-        answers = {side: row[f"{side}_response_ids"] for side in ("chosen", "rejected")}
-        cut = {side: len(ids) > room for side, ids in answers.items()}
-        if self.overlong_response == "drop" and any(cut.values()):
-            longest = max(len(ids) for ids in answers.values())
-            return Drop("response_too_long", f"{longest} tokens, {room} left of max_length {self.max_length}")
-        if answers["chosen"][:room] == answers["rejected"][:room]:
-            return Drop("identical_after_truncation", f"the sides are the same in their first {room} tokens")
-        return {
-            "id": row["id"],
-            "chosen_input_ids": prompt_ids + answers["chosen"][:room],
-            "rejected_input_ids": prompt_ids + answers["rejected"][:room],
-            "prompt_len": len(prompt_ids),
-            "source": row["source"],
-            "prompt_turns_dropped": turns_dropped,
-            "chosen_truncated": cut["chosen"],
-            "rejected_truncated": cut["rejected"],
-        }
+    def _fit_prompts(self, prompts: pa.ChunkedArray, tokens: Counts) -> tuple[Failed, Shorter]:
+        """What becomes of the prompts that are too long."""
+        long = np.flatnonzero(tokens > self.max_prompt_length).tolist()
+        detail = f"tokens, at most {self.max_prompt_length}"
+        failed: Failed = {row: ("prompt_too_long", f"{tokens[row]} {detail}") for row in long}
+        if self.overlong_prompt == "drop" or not long:
+            return failed, {}
+        shorter: Shorter = {}
+        talks = prompts.take(pa.array(long)).to_pylist()
+        waiting = {row: self._shortened(talk) for row, talk in zip(long, talks, strict=True)}
+        while waiting:  # prompts are encoded a batch at a time, each with a turn or two less than before
+            tried: dict[int, tuple[str, int]] = {}
+            for row, candidates in waiting.items():
+                try:
+                    tried.update((row, candidate) for candidate in islice(candidates, 1))
+                except jinja2.TemplateError as error:
+                    failed[row] = ("refused_by_template", str(error))
+            encoded = self.chat.encode_prompts(pa.array([text for text, _ in tried.values()], pa.string()))
+            fits = lengths(encoded) <= self.max_prompt_length
+            for (row, (_, turns)), ids, fit in zip(tried.items(), as_bytes(encoded).to_pylist(), fits, strict=True):
+                if fit:
+                    del failed[row]
+                    shorter[row] = ids, turns
+            waiting = {row: waiting[row] for row in tried if row not in shorter}
+        return failed, shorter
 
-    def _fit_prompt(self, prompt: Messages, ids: list[int]) -> tuple[list[int], int] | Drop:
-        """The prompt's ids within the limit and how many turns that cost; the system message always stays."""
-        if len(ids) <= self.max_prompt_length:
-            return ids, 0
-        too_long = Drop("prompt_too_long", f"{len(ids)} tokens, at most {self.max_prompt_length}")
-        if self.overlong_prompt == "drop":
-            return too_long
+    def _shortened(self, prompt: Messages) -> Iterator[tuple[str, int]]:
+        """The prompt without its oldest turns, always fewer; the system message always stays."""
         system = prompt[:1] if prompt[0]["role"] == "system" else []
         turns = prompt[len(system) :]
         for dropped in range(1, len(turns)):
-            if turns[dropped]["role"] != "user":
-                continue  # a conversation begins with the user
-            try:
-                text = self.chat.render_prompt(system + turns[dropped:])
-            except jinja2.TemplateError as error:
-                return Drop("refused_by_template", str(error))
-            shorter = self.chat.encode_prompts([text])[0]
-            if len(shorter) <= self.max_prompt_length:
-                return shorter, dropped
-        return too_long
+            if turns[dropped]["role"] == "user":  # a conversation begins with the user
+                yield self.chat.write_prompt(system + turns[dropped:]), dropped
+
+
+def _with(prompts: pa.ListArray, shorter: Shorter) -> pa.ListArray:
+    """`prompts` with the shorter ones in their places."""
+    mask = np.zeros(len(prompts), bool)
+    mask[list(shorter)] = True
+    own = pa.array([shorter[row][0] for row in sorted(shorter)], pa.binary())
+    return as_lists(pc.replace_with_mask(as_bytes(prompts), pa.array(mask), own)) if shorter else prompts
+
+
+def _first(ids: pa.ListArray, most: Counts) -> pa.ListArray:
+    """Of each row the first ids, at most so many."""
+    counts = lengths(ids)
+    return split(ids, np.minimum(counts, most))[0] if (counts > most).any() else ids

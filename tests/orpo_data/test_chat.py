@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,10 +25,9 @@ REPLY = [{"role": "assistant", "content": "Twice."}]
 def sequence(chat: Chat, prompt: Messages, answer: Messages) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the response."""
     prompt_text = chat.render_prompt(prompt)
-    return (
-        chat.encode_prompts([prompt_text])[0],
-        chat.encode_answers([chat.render_answer(prompt, prompt_text, answer)])[0],
-    )
+    answer_text = chat.render_answer(prompt, prompt_text, answer)
+    prompts, answers = chat.encode_prompts(pa.array([prompt_text])), chat.encode_answers(pa.array([answer_text]))
+    return prompts[0].as_py(), answers[0].as_py()
 
 
 def write_template(folder: Path, text: str) -> str:
@@ -88,7 +88,7 @@ def test_ids_are_those_of_transformers(chat_tokenizer_dir: Path, conversation: M
     chat = Chat.load(str(chat_tokenizer_dir))
     prompt, response = sequence(chat, conversation[:-1], conversation[-1:])
     whole = chat.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
-    newline = chat.encode(["\n"])[0]
+    newline = chat.encode(pa.array(["\n"]))[0].as_py()
     assert prompt + response + newline == whole
     generation = chat.tokenizer.apply_chat_template(
         conversation[:-1], tokenize=True, return_dict=False, add_generation_prompt=True
@@ -321,5 +321,5 @@ def test_the_fingerprint_covers_contents_not_places(chat_tokenizer_dir: Path, tm
 def test_the_fingerprint_outlives_use(chat_tokenizer_dir: Path) -> None:
     used, fresh = Chat.load(str(chat_tokenizer_dir)), Chat.load(str(chat_tokenizer_dir))
     sequence(used, ASK, REPLY)
-    used.encode(["a " * 5000])
+    used.encode(pa.array(["a " * 5000]))
     assert used.fingerprint == fresh.fingerprint

@@ -147,7 +147,13 @@ def sequence(chat: Chat, prompt: Messages, answer: Messages) -> tuple[list[int],
     """Ids of the prompt and of the response."""
     prompt_text = chat.render_prompt(prompt)
     answer_text = chat.render_answer(prompt, prompt_text, answer)
-    return chat.encode_prompts([prompt_text])[0], chat.encode_answers([answer_text])[0]
+    prompts, answers = chat.encode_prompts(pa.array([prompt_text])), chat.encode_answers(pa.array([answer_text]))
+    return prompts[0].as_py(), answers[0].as_py()
+
+
+def ids_of(chat: Chat, text: str) -> list[int]:
+    ids: list[int] = chat.encode(pa.array([text]))[0].as_py()
+    return ids
 
 
 def tokenized(chat: Chat, *pairs: Any) -> list[dict[str, Any]]:
@@ -171,7 +177,7 @@ def test_the_published_format(llama_like_dir: Path, name: str) -> None:
         ids, response = sequence(chat, prompt, ANSWER)
         assert chat.tokenizer.decode(ids) == text
         assert chat.tokenizer.decode(response) == PUBLISHED[name][2]
-        assert ids == chat.encode([text])[0]  # control tokens are read as such
+        assert ids == ids_of(chat, text)  # control tokens are read as such
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -180,7 +186,7 @@ def test_the_text_is_what_transformers_renders(llama_like_dir: Path, name: str) 
     conversation = [SYSTEM, *ASK, *REPLY, *AGAIN, *ANSWER]
     prompt, response = sequence(chat, conversation[:-1], ANSWER)
     whole = chat.tokenizer.apply_chat_template(conversation, chat_template=chat.template, tokenize=False)
-    rendered = chat.encode([whole])[0]
+    rendered = ids_of(chat, whole)
     own = (prompt if whole.startswith("<s>") else prompt[1:]) + response  # else the tokenizer adds the start token
     if name == "hh":  # has no end of turn of its own
         own.pop()
@@ -195,7 +201,7 @@ def test_sentencepiece_puts_no_space_of_its_own_between_header_and_answer(
     chat = load(sentencepiece_like(prepend), name)
     prompt, response = sequence(chat, [*ASK, *REPLY, *AGAIN], ANSWER)
     prompt_text = chat.render_prompt([*ASK, *REPLY, *AGAIN])
-    whole = chat.encode([prompt_text + chat.render_answer([*ASK, *REPLY, *AGAIN], prompt_text, ANSWER)])[0]
+    whole = ids_of(chat, prompt_text + chat.render_answer([*ASK, *REPLY, *AGAIN], prompt_text, ANSWER))
     assert prompt + response[:-1] == whole
 
 
@@ -240,6 +246,24 @@ def test_a_control_token_that_the_tokenizer_calls_ordinary_is_one_all_the_same(
     out = ChatTemplate(chat=chat).apply(pairs)
     assert len(out.kept) == 1
     assert out.dropped["detail"].to_pylist() == ["chosen: <end_of_turn>"]
+
+
+@pytest.mark.parametrize("prepend", ["legacy", "first"])
+@given(
+    st.sampled_from(["\n\nAssistant:", "Hum"]), st.lists(st.text("Ti:s▁ \n[/", max_size=6) | st.just("an:"), max_size=5)
+)
+def test_answers_behind_their_header(
+    sentencepiece_like: Callable[[str], Path], prepend: str, header: str, answers: list[str]
+) -> None:
+    """A token across the seam ("Human:") is left alone: the prompt's ids must not depend on the answer."""
+    chat = load(sentencepiece_like(prepend), "hh")
+    head, expected = ids_of(chat, header), []
+    for answer in answers:
+        whole = ids_of(chat, header + answer)
+        expected.append(whole[len(head) :] if whole[: len(head)] == head else ids_of(chat, answer))
+    assert chat._encode_behind(header, pa.array(answers, pa.string())).to_pylist() == expected
+    across = ids_of(chat, "Human:")
+    assert across[: len(ids_of(chat, "Hum"))] != ids_of(chat, "Hum")
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------

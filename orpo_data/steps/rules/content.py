@@ -1,5 +1,6 @@
 """Rules on what the texts of a pair say: labels inside, lengths, repetition, phrases, personal data, language."""
 
+from functools import reduce
 from typing import Any, ClassVar, Self
 
 import polars as pl
@@ -7,10 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from orpo_data.errors import UsageError
 from orpo_data.extras import require_package
+from orpo_data.schema import SIDES
 from orpo_data.steps import personal_data
 from orpo_data.steps.rules import phrases
 from orpo_data.steps.rules.language import NO_LANGUAGE, identify, known_languages
-from orpo_data.steps.rules.rule import SIDES, Measured, Rule, text
+from orpo_data.steps.rules.rule import Measured, Rule, only_where, text
 
 ROLE_LABEL = r"(?mi)^[ \t>*#]*(?:human|hum|assistant|user|ai)[ \t*]*:"
 OPENING = 300  # characters: who refuses does so at once; later on, "I can't help" belongs to a story
@@ -110,10 +112,21 @@ class Repetition(Measured):
 
     def measure(self, side: str) -> pl.Expr:
         words = text(side).str.to_lowercase().str.extract_all(r"\w+")
-        run = [pl.element().shift(-i) for i in range(self.ngram)]
-        ngrams = words.list.eval(pl.concat_str(run, separator=" ").drop_nulls())
+        ngrams = words.list.eval(pl.concat_str(self._run(pl.element()), separator=" ").drop_nulls())
         share = 1 - ngrams.list.n_unique() / ngrams.list.len()
-        return pl.when(words.list.len() >= max(self.words_at_least, self.ngram)).then(share)
+        hashes = words.list.eval(pl.element().hash())
+        runs = hashes.list.eval(reduce(lambda run, word: 31 * run + word, self._run(pl.element())))
+        return only_where(self._suspect(pl.col("runs")), share, [text(side), runs.alias("runs")], pl.Float64())
+
+    def _run(self, word: pl.Expr) -> list[pl.Expr]:
+        """A word and those that follow it in an n-gram; null at the end of a text."""
+        return [word.shift(-i) for i in range(self.ngram)]
+
+    def _suspect(self, runs: pl.Expr) -> pl.Expr:
+        """Whether there are enough words, and few enough hashes of n-grams: equal n-grams have equal hashes."""
+        incomplete = self.ngram - 1  # those at the end are null
+        share = 1 - (runs.list.n_unique() - min(incomplete, 1)) / (runs.list.len() - incomplete)
+        return (runs.list.len() >= max(self.words_at_least, self.ngram)) & (share > self.at_most)
 
     def fails(self, measured: pl.Expr) -> pl.Expr:
         return measured > self.at_most
@@ -152,8 +165,12 @@ class PersonalData(Rule):
     )
 
     def measure(self, side: str) -> pl.Expr:
-        worth_a_look = pl.when(text(side).str.contains(personal_data.hint(self.kinds))).then(text(side))
-        return worth_a_look.map_elements(self._count, pl.Struct({"count": pl.Int64, "words": pl.String}))
+        suspect = text(side).str.contains(personal_data.hint(self.kinds))
+        hints = {kind: text(side).str.contains(personal_data.hint([kind])) for kind in self.kinds}
+        kinds = pl.concat_list(pl.when(hinted).then(pl.lit(kind)) for kind, hinted in hints.items()).list.drop_nulls()
+        counts = pl.Struct({"count": pl.Int64, "words": pl.String})
+        counted = pl.struct(text=text(side), kinds=kinds).map_elements(_personal_data, counts)
+        return only_where(suspect, counted, [text(side)], counts)
 
     def fails(self, measured: pl.Expr) -> pl.Expr:
         return self.value(measured) > 0
@@ -164,9 +181,10 @@ class PersonalData(Rule):
     def words(self, measured: pl.Expr) -> pl.Expr:
         return measured.struct.field("words")
 
-    def _count(self, text: str) -> dict[str, Any]:
-        _, found = personal_data.redact(text, self.kinds)
-        return {"count": sum(found.values()), "words": ", ".join(f"{n} {kind}" for kind, n in found.items())}
+
+def _personal_data(looked_at: dict[str, Any]) -> dict[str, Any]:
+    _, found = personal_data.redact(**looked_at)
+    return {"count": sum(found.values()), "words": ", ".join(f"{n} {kind}" for kind, n in found.items())}
 
 
 class Language(Rule):
@@ -196,15 +214,12 @@ class Language(Rule):
     def limit(self) -> str:
         return f"is not among {', '.join(self.keep)}"
 
-    def judge(self, pairs: pl.DataFrame) -> pl.DataFrame:
+    def measure(self, side: str) -> pl.Expr:
         if unknown := sorted(set(self.keep) - known_languages()):
             raise UsageError(
                 f"clean.language.keep: {unknown[0]!r} is no two-letter code of a language that can be told"
             )
-        return super().judge(pairs)
-
-    def measure(self, side: str) -> pl.Expr:
-        return text(side).map_elements(self._identify, pl.Struct({"language": pl.String, "confidence": pl.Float64}))
+        return text(side).map_elements(_language, pl.Struct({"language": pl.String, "confidence": pl.Float64}))
 
     def fails(self, measured: pl.Expr) -> pl.Expr:
         kept = measured.struct.field("language").is_in([*self.keep, NO_LANGUAGE])
@@ -216,6 +231,7 @@ class Language(Rule):
     def words(self, measured: pl.Expr) -> pl.Expr:
         return measured.struct.field("language") + " (" + self.value(measured).round(2).cast(pl.String) + ")"
 
-    def _identify(self, text: str) -> dict[str, Any]:
-        language, confidence = identify(text)
-        return {"language": language, "confidence": confidence}
+
+def _language(text: str) -> dict[str, Any]:
+    language, confidence = identify(text)
+    return {"language": language, "confidence": confidence}

@@ -5,14 +5,15 @@ prompt_text, chosen_text, rejected_text (the contents of the messages, joined by
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-ANSWERS = ("chosen", "rejected")
-SIDES = ("prompt", *ANSWERS)
+from orpo_data.schema import ANSWERS, SIDES
+
 BOTH = ("both",)
 
 
@@ -64,37 +65,6 @@ class Rule(BaseModel, ABC):
         """What follows the figure in a dropped row's detail: what was measured, and the threshold."""
         return ""
 
-    def judge(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """All that fails: row, rule, action, side, value, detail; of both answers the value is chosen's."""
-        measured = pairs.select(**{side: self.measure(side) for side in self.sides}).with_row_index("row")
-        failing = {side: self._failing(measured, side) for side in self.sides}
-        if set(ANSWERS) <= failing.keys():
-            answers = pl.concat([failing.pop(side) for side in ANSWERS])
-            failing["answers"] = answers.group_by("row", maintain_order=True).agg(
-                side=pl.when(pl.len() == 2).then(pl.lit("both")).otherwise(pl.first("side")),
-                value=pl.first("value"),
-                words=pl.col("words").str.join(" and "),
-            )
-        return pl.concat(failing.values()).select(
-            "row",
-            "side",
-            "value",
-            rule=pl.lit(self.name),
-            action=pl.lit(self.action),
-            detail=self._detail(pl.col("side"), pl.col("words")),
-        )
-
-    def _failing(self, measured: pl.DataFrame, side: str) -> pl.DataFrame:
-        figure = pl.col(side)
-        return measured.filter(self.fails(figure)).select(
-            "row", side=pl.lit(side), value=self.value(figure).cast(pl.Float32), words=self.words(figure)
-        )
-
-    def _detail(self, side: pl.Expr, words: pl.Expr) -> pl.Expr:
-        """`side: words limit`, or the side alone."""
-        limit = f" {self.limit}" if self.limit else ""
-        return pl.when(words != "").then(side + ": " + words + limit).otherwise(side)
-
 
 class Measured(Rule):
     """A rule with a threshold on a figure."""
@@ -109,15 +79,39 @@ class Measured(Rule):
         return shown.cast(pl.String)
 
 
-def pair_texts(table: pa.Table) -> pl.DataFrame:
-    """What rules look at of PAIRS or JUDGED rows."""
+_TURN = pl.element().struct
+_TEXTS = {f"{side}_text": pl.col(side).list.eval(_TURN.field("content")).list.join("\n\n") for side in SIDES}
+_ROLES = {f"{side}_roles": pl.col(side).list.eval(_TURN.field("role") + ",").list.join("") for side in SIDES}
+
+
+def rows_to_judge(table: pa.Table) -> pl.LazyFrame:
+    """What rules look at of PAIRS or JUDGED rows; texts and roles are put together only if one of them asks for it."""
     frame = pl.from_arrow(table.select([*SIDES, "score_chosen", "score_rejected"]).combine_chunks())
     assert isinstance(frame, pl.DataFrame)
-    contents = pl.element().struct.field("content")
-    texts = {f"{side}_text": pl.col(side).list.eval(contents).list.join("\n\n") for side in SIDES}
-    return frame.with_columns(**texts)
+    return frame.lazy().with_columns(**_TEXTS, **_ROLES)
+
+
+def pair_texts(table: pa.Table) -> pl.DataFrame:
+    """The rows to judge with their texts, for those who are no rules."""
+    return rows_to_judge(table).drop(*_ROLES).collect()
 
 
 def text(side: str) -> pl.Expr:
     """The text of a side of the pair."""
     return pl.col(f"{side}_text")
+
+
+def only_where(suspect: pl.Expr, measured: pl.Expr, inputs: Sequence[pl.Expr], dtype: pl.DataType) -> pl.Expr:
+    """`measured` where `suspect` holds, both of them expressions over the columns `inputs`; null elsewhere.
+
+    For figures that take long, where a quick look shows that most rows are beyond suspicion: these cost no more.
+    """
+
+    def measure(columns: Sequence[pl.Series]) -> pl.Series:
+        rows = pl.DataFrame(columns)
+        suspects = rows.select(suspect).to_series().fill_null(False)
+        found = rows.filter(suspects).select(measured.cast(dtype)).to_series()
+        place = pl.when(pl.lit(suspects)).then(pl.lit(suspects.cum_sum() - 1))
+        return found.gather(pl.select(place).to_series())
+
+    return pl.map_batches(inputs, measure, dtype, is_elementwise=True)

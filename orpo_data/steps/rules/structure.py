@@ -5,11 +5,11 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field, field_validator, model_validator
 
-from orpo_data.steps.rules.folding import folded
-from orpo_data.steps.rules.rule import BOTH, SIDES, Measured, Rule, text
+from orpo_data.schema import SIDES
+from orpo_data.steps.rules.folding import same_folded
+from orpo_data.steps.rules.rule import BOTH, Measured, Rule, text
 
 CONTENT = pl.element().struct.field("content")
-ROLE = pl.element().struct.field("role")
 
 
 class _Untrainable(Rule):
@@ -52,11 +52,8 @@ class NotAlternating(_Untrainable):
     name: ClassVar[str] = "not_alternating"
 
     def measure(self, side: str) -> pl.Expr:
-        position = pl.int_range(pl.len())
-        opening_system = (ROLE == "system") & (position == 0)
-        roles = pl.concat_list("prompt", side).list.eval(ROLE.filter(~opening_system))
-        expected = pl.when(position % 2 == 0).then(pl.lit("user")).otherwise(pl.lit("assistant"))
-        return roles.list.eval(pl.element() != expected).list.any()
+        roles = pl.col("prompt_roles") + pl.col(f"{side}_roles")
+        return ~roles.str.contains(r"^(?:system,)?(?:user,assistant,)*(?:user,)?$")
 
 
 class DivergesEarly(_Untrainable):
@@ -87,7 +84,7 @@ class IdenticalAfterNormalisation(Rule):
     sides: ClassVar[tuple[str, ...]] = BOTH
 
     def measure(self, side: str) -> pl.Expr:
-        return folded(text("chosen")) == folded(text("rejected"))
+        return same_folded(text("chosen"), text("rejected"))
 
 
 class Tie(Rule):

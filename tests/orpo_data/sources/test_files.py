@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from orpo_data.errors import OrpoError
 from orpo_data.schema import RAW
-from orpo_data.sources import SOURCES
-from orpo_data.sources.files import NOT_UTF8, RawFile, file_digest, find_files, read_records
+from orpo_data.sources import SOURCES, json_text, tables
+from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
+from orpo_data.sources.json_text import NOT_UTF8
 from orpo_data.steps.parse import Parse
 
 REAL = Path(__file__).parents[4] / "shared" / "data"
@@ -297,6 +298,49 @@ def test_columns_that_json_has_no_form_for_become_text(tmp_path):
     assert read(tmp_path / "a.parquet") == [(0, '{"b":"b\'x\'","d":"2024-01-02","f":null,"n":null}')]
 
 
+PLAIN = st.fixed_dictionaries(
+    {
+        "text": st.text(st.characters(codec="utf-8"), max_size=5) | st.none(),
+        "whole": st.integers(-(2**63), 2**63 - 1),
+        "figure": st.floats(width=64) | st.none(),
+        "turns": st.lists(
+            st.none()
+            | st.fixed_dictionaries({"role": st.text(st.characters(codec="utf-8"), max_size=3), "x": st.booleans()})
+        )
+        | st.none(),
+    }
+)
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("x", pa.bool_())]))
+PLAIN_SCHEMA = pa.schema([("text", pa.string()), ("whole", pa.int64()), ("figure", pa.float64()), ("turns", TURNS)])
+
+
+@given(st.lists(PLAIN, max_size=9))
+def test_rows_of_plain_columns_are_written_as_each_row_by_itself(rows):
+    batch = pa.RecordBatch.from_pylist(rows, schema=PLAIN_SCHEMA)
+    assert tables._is_plain(pa.struct(PLAIN_SCHEMA))
+    assert tables._json_columns(batch).to_pylist() == tables._json_rows(batch).to_pylist()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.float32(),
+        pa.binary(),
+        pa.date32(),
+        pa.timestamp("s"),
+        pa.null(),
+        pa.list_(pa.binary()),
+        pa.list_(pa.int8(), 2),
+        pa.struct([]),
+        pa.struct([("a", pa.int8()), ("a", pa.int8())]),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.map_(pa.string(), pa.string()),
+    ],
+)
+def test_columns_that_are_not_plain_are_written_row_by_row(kind):
+    assert not tables._is_plain(kind)
+
+
 BROKEN = {
     "cut.jsonl.gz": gzip.compress(LINE * 1000)[:-20],
     "noise.jsonl.gz": LINE,
@@ -333,6 +377,12 @@ def test_table_cut_short_stops(tmp_path, kind):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(OrpoError, match=f"^{path.name}: the file is broken: "):
         read(path)
+
+
+def test_text_in_a_table_that_is_not_utf8_stops(tmp_path):
+    texts = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    with pytest.raises(OrpoError, match=r"^a\.arrow: the file is broken: ArrowInvalid: "):
+        read(arrow(tmp_path / "a.arrow", pa.table({"a": texts})))
 
 
 def test_stream_cut_between_two_batches_stops(tmp_path):
@@ -374,6 +424,65 @@ def test_reading_streams(tmp_path):
     path.write_bytes(gzip.compress(LINE * 500_000)[:-20])
     first = next(read_records(RawFile("a.jsonl.gz", path), "mine", 10))  # the end is broken, the beginning is not
     assert first["source_row"].to_pylist() == list(range(10))
+
+
+def as_lines(content: bytes) -> list[tuple[int, str]]:
+    """What reading JSON lines means, line by line."""
+    records, lines = [], content.split(b"\n")
+    for row, line in enumerate(lines):
+        text = (line if records else line.removeprefix(b"\xef\xbb\xbf")).strip()
+        try:
+            record = text.decode()
+        except UnicodeDecodeError:
+            record = NOT_UTF8 + text.decode(errors="backslashreplace")
+        if record:
+            records.append((row, record))
+    return records
+
+
+PIECES = [
+    b"\n",
+    b"\n\n",
+    b"\r\n",
+    b" ",
+    b"\t",
+    b"\x0b",
+    b"\x1c",
+    b"\xc2\xa0",
+    b"\xe2\x80\xa8",
+    b"\xef\xbb\xbf",
+    b"\xff",
+]
+PIECES += [b"\xe2\x80", b"\0", b"{", b'{"a": 1}', b"x" * 20, "é".encode()]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson.gz"])
+@given(st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join), st.integers(1, 9), st.integers(1, 40))
+def test_lines_are_what_they_are_however_they_are_cut(tmp_path_factory, name, content, batch_rows, chunk):
+    path = tmp_path_factory.mktemp("lines") / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_text, "CHUNK", chunk)
+        tables = list(read_records(RawFile(name, path), "mine", batch_rows))
+    assert all(len(table) == batch_rows for table in tables[:-1])
+    assert (
+        read(path, batch_rows)
+        == [(row["source_row"], row["record"]) for table in tables for row in table.to_pylist()]
+        == as_lines(content)
+    )
+
+
+def test_a_copy_of_a_remote_file_is_decompressed_by_the_name_it_has_there(memory):
+    memory.pipe("/set/c.jsonl.gz", gzip.compress(LINE))
+    (file,) = find_files("memory://set/c.jsonl.gz")
+    assert not file.path.name.endswith(".gz")
+    assert [len(table) for table in read_records(file, "mine")] == [1]
+
+
+def test_a_line_of_many_chunks_is_one_record(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"1\n" + b"x" * (3 * json_text.CHUNK) + b"\n2")
+    assert [(row, len(record)) for row, record in read(path)] == [(0, 1), (1, 3 * json_text.CHUNK), (2, 1)]
 
 
 def test_digest_is_that_of_the_content(tree):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orpo_data.schema import ASPECTS, PAIRS, RATED, pair_id
-from orpo_data.steps.binarize import Binarize
-from orpo_data.steps.ratings import REPAIRED, STRATEGIES
+from orpo_data.steps.binarize import Binarize, Drop
+from orpo_data.steps.ratings import REPAIRED, STRATEGIES, WEIGHTED
 
 MEAN, OVERALL = "mean-rating", "overall-score"
 
@@ -356,6 +356,39 @@ def test_chosen_is_the_best_and_rejected_below_it_by_the_margin(
         assert chosen - rejected >= least - 1e-5
         assert chosen > rejected or "ties" in threshold
         assert (pair["score_chosen"], pair["score_rejected"]) == (pytest.approx(chosen), pytest.approx(rejected))
+
+
+hostile_answers = st.builds(
+    completion,
+    st.sampled_from("ab"),
+    ratings,
+    scores | st.sampled_from([-0.0, 8.2, 8.05]),
+    model=st.sampled_from(["m", "n", None]),
+    system_prompt=st.sampled_from(["s", "t", "", None]),
+)
+questions = st.sampled_from([[{"role": "user", "content": "q"}], [{"role": "system", "content": "own"}]])
+hostile_rows = st.lists(
+    st.builds(lambda answers, prompt: rated(*answers) | {"prompt": prompt}, st.lists(hostile_answers), questions)
+).map(lambda rows: [row | {"id": str(i), "source_row": i} for i, row in enumerate(rows)])
+weights = st.sampled_from([{}, {"strategy": WEIGHTED, "weights": {"honesty": 0.1, "helpfulness": 0.2}}])
+
+
+@given(hostile_rows, configs, thresholds, weights)
+def test_many_rows_by_columns_are_each_row_by_itself(
+    rows: list[dict[str, Any]], config: dict[str, Any], threshold: dict[str, Any], weighted: dict[str, Any]
+) -> None:
+    step, ingested = Binarize(**config | threshold | weighted), table(*rows)
+    outcomes = [step._pairs(row) for row in ingested.to_pylist()]
+    output = step.apply(ingested)
+    made = [pair for outcome in outcomes if not isinstance(outcome, Drop) for pair in outcome]
+    assert str(output.kept.to_pylist()) == str(pa.Table.from_pylist(made, schema=PAIRS).to_pylist())  # -0.0 is not 0.0
+    drops = [outcome for outcome in outcomes if isinstance(outcome, Drop)]
+    assert [(row["reason"], row["detail"]) for row in output.dropped.to_pylist()] == drops
+
+
+def test_a_score_keeps_its_sign() -> None:
+    pairs = Binarize(strategy=OVERALL).apply(table(scored(8, 0.0), scored(8, -0.0), scored(8, 0.0))).kept.to_pylist()
+    assert [str(pair["score_rejected"]) for pair in pairs] == ["0.0", "-0.0", "0.0"]
 
 
 def argilla(row: dict[str, Any]) -> tuple[str, set[str]] | None:

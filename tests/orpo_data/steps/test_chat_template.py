@@ -1,6 +1,8 @@
 """Messages to text: control tokens, refusals, and what the rendered row holds."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from orpo_data.chat import Chat, find_template
 from orpo_data.errors import OrpoError
+from orpo_data.layout import Layout, Slot
 from orpo_data.schema import PAIRS, RENDERED
 from orpo_data.steps.chat_template import ChatTemplate
 from orpo_data.steps.step import StepOutput
@@ -19,6 +22,10 @@ from orpo_data.steps.step import StepOutput
 @pytest.fixture(scope="module")
 def chat(chat_tokenizer_dir: Path) -> Chat:
     return Chat.load(str(chat_tokenizer_dir))
+
+
+PLAIN = ["alpaca", "hh", "llama-2", "mistral", "zephyr"]
+load = cache(Chat.load)
 
 
 def apply(chat: Chat, *pairs: Any) -> StepOutput:
@@ -103,10 +110,93 @@ def test_a_template_that_strips(plain_tokenizer_dir: Path, tmp_path: Path, make_
     assert (row["chosen_text"], row["rejected_text"]) == ("Yes.", "No.")
 
 
+def one_by_one(chat: Chat, pairs: list[Any], monkeypatch: pytest.MonkeyPatch) -> StepOutput:
+    """The same rows, each written by the template itself."""
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "layout", lambda prompt, answer: None)
+        return apply(chat, *pairs)
+
+
+def test_rows_are_written_in_columns(
+    chat: Chat, make_pair: Callable[..., Any], turns: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The template itself runs for the first row of a table, as a check, and for those whose layout does not hold."""
+    pairs = [make_pair(turns(*"abcde"[: 1 + 2 * (i % 3)]), f"yes {i}", "no", source_row=i) for i in range(20)]
+    pairs[7] = make_pair(rejected=" ")
+    expected, rendered, render = one_by_one(chat, pairs, monkeypatch), [], ChatTemplate._render
+    monkeypatch.setattr(ChatTemplate, "_render", lambda step, row: rendered.append(row) or render(step, row))
+    out = apply(chat, *pairs)
+    assert [row["rejected"][0]["content"] for row in rendered] == ["no", " "]
+    assert out.kept.equals(expected.kept)
+    assert out.dropped.equals(expected.dropped)
+    assert out.dropped["source_row"].to_pylist() == [0]
+
+
+def test_a_layout_that_the_template_does_not_keep_to(
+    chat: Chat, make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Should a layout ever be wrong, the rows are those of the template all the same."""
+    expected = apply(chat, make_pair(), make_pair("Why?"))
+    wrong = Layout(("Q: ", Slot(0)), (Slot(1),), frozenset())
+    monkeypatch.setattr(chat, "layout", lambda prompt, answer: wrong)
+    assert apply(chat, make_pair(), make_pair("Why?")).kept.equals(expected.kept)
+    assert "does not write what its layout says" in caplog.text
+
+
+def test_a_part_of_a_table(chat: Chat, make_pair: Callable[..., Any]) -> None:
+    pairs = [make_pair(f"{i}?", "Yes." * i, "<|im_end|>" if i == 3 else "No.", source_row=i) for i in range(1, 7)]
+    table = pa.concat_tables(
+        [pa.Table.from_pylist(pairs[:2], schema=PAIRS), pa.Table.from_pylist(pairs[2:], schema=PAIRS)]
+    )
+    out, part = (ChatTemplate(chat=chat).apply(rows) for rows in (table, table.slice(1, 4)))
+    assert part.kept.equals(out.kept.slice(1, 3))
+    assert part.dropped.equals(out.dropped)
+
+
+def test_from_several_threads(chat_tokenizer_dir: Path, make_pair: Callable[..., Any], turns: Any) -> None:
+    fresh = Chat.load(str(chat_tokenizer_dir))
+    tables = [
+        pa.Table.from_pylist([make_pair(turns(*["a"] * (2 * (i % n) + 1)), f"{i}") for i in range(40)], schema=PAIRS)
+        for n in range(1, 13)
+    ]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(ChatTemplate(chat=fresh).apply, tables))
+    assert [out.kept for out in found] == [ChatTemplate(chat=fresh).apply(table).kept for table in tables]
+
+
 def test_an_empty_table(chat: Chat) -> None:
     out = ChatTemplate(chat=chat).apply(PAIRS.empty_table())
     assert (len(out.kept), len(out.dropped)) == (0, 0)
     assert out.kept.schema == RENDERED
+
+
+hostile = st.lists(st.sampled_from(["<|im_end|>", "<s>", " ", "\n", "\x1c", "a", "[INST]", "é"]), max_size=3).map(
+    "".join
+)
+roles = st.sampled_from(["user", "user", "assistant", "system", "tool"])
+conversations = st.lists(st.fixed_dictionaries({"role": roles, "content": hostile}), min_size=1, max_size=3)
+said = hostile.map(lambda text: [{"role": "assistant", "content": text}]) | conversations
+
+
+@given(st.sampled_from(PLAIN), st.lists(st.tuples(conversations, said, said), min_size=1, max_size=6))
+def test_in_columns_as_one_by_one(
+    plain_tokenizer_dir: Path, make_pair: Callable[..., Any], name: str, drawn: list[Any]
+) -> None:
+    chat = load(str(plain_tokenizer_dir), name)
+    pairs = [make_pair(*sides, source_row=i) for i, sides in enumerate(drawn)]
+    with pytest.MonkeyPatch.context() as patch:
+        found = outcome(chat, pairs)
+        patch.setattr(chat, "layout", lambda prompt, answer: None)
+        assert outcome(chat, pairs) == found
+
+
+def outcome(chat: Chat, pairs: list[Any]) -> Any:
+    """Kept and dropped rows, or the error that stops the stage."""
+    try:
+        out = apply(chat, *pairs)
+    except OrpoError as error:
+        return str(error)
+    return out.kept, out.dropped
 
 
 texts = st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "a", " "]), min_size=1, max_size=3).map("".join)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orpo_data.schema import DROPPED, PAIRS, RATED, RAW, pair_id
-from orpo_data.sources.files import NOT_UTF8
 from orpo_data.sources.hh_rlhf import format_transcript
+from orpo_data.sources.json_text import NOT_UTF8
 from orpo_data.steps.parse import Parse
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "hh_rlhf"

@@ -53,6 +53,12 @@ def test_start_token_once(opt_like: Chat, make_pairs: Callable[..., pa.Table]) -
         assert all(ids.count(opt_like.end_of_turn_id) == 1 and ids[-1] == opt_like.end_of_turn_id for ids in sides)
 
 
+def test_columns_in_several_pieces(chat: Chat, make_pairs: Callable[..., pa.Table]) -> None:
+    rows = ChatTemplate(chat=chat).apply(make_pairs(5)).kept
+    apart = pa.concat_tables([rows.slice(0, 2), rows.slice(2, 0), rows.slice(2)])
+    assert Tokenize(chat=chat).apply(apart).kept.equals(Tokenize(chat=chat).apply(rows).kept)
+
+
 def test_an_empty_table(chat: Chat) -> None:
     assert len(Tokenize(chat=chat).apply(RENDERED.empty_table()).kept) == 0
 

@@ -50,11 +50,13 @@ def fit_one(chat: Chat, make_pairs: Callable[..., pa.Table]) -> Callable[..., An
 
 
 def ids_of(chat: Chat, prompt: Messages) -> list[int]:
-    return chat.encode_prompts([chat.render_prompt(prompt)])[0]
+    ids: list[int] = chat.encode_prompts(pa.array([chat.render_prompt(prompt)]))[0].as_py()
+    return ids
 
 
 def answer_ids(chat: Chat, text: str) -> list[int]:
-    return chat.encode_answers([text])[0]
+    ids: list[int] = chat.encode_answers(pa.array([text]))[0].as_py()
+    return ids
 
 
 def test_what_fits_is_left_alone(chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any]) -> None:
@@ -103,6 +105,16 @@ def test_whole_oldest_turns_are_dropped(
     assert (reason, detail) == ("prompt_too_long", f"{len(ids_of(chat, [SYSTEM, *talk]))} tokens, at most {too_small}")
 
 
+def test_each_row_drops_its_own_turns(chat: Chat, make_pairs: Callable[..., Any], make_pair: Any, turns: Any) -> None:
+    """A row that needs more turns dropped is done after one that stands behind it."""
+    late, early = turns("One two three?", "No.", "Four?", "No. " * 9, "Five?"), turns("Six? " * 9, "Yes.", "Seven?")
+    limit = max(len(ids_of(chat, late[4:])), len(ids_of(chat, early[2:])))
+    rows = fit(chat, make_pairs([make_pair(late), make_pair(early)]), 500, limit).kept.to_pylist()
+    assert [row["prompt_turns_dropped"] for row in rows] == [4, 2]
+    for row, prompt in zip(rows, (late[4:], early[2:]), strict=True):
+        assert row["chosen_input_ids"][: row["prompt_len"]] == ids_of(chat, prompt)
+
+
 def test_a_long_prompt_may_cost_the_pair(
     chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any], turns: Callable[..., Any]
 ) -> None:
@@ -148,9 +160,39 @@ def test_a_template_that_refuses_the_shortened_prompt_costs_the_row(
     assert len(out.kept) == 1
 
 
+def test_a_part_of_a_table(chat: Chat, make_pairs: Callable[..., Any]) -> None:
+    table = Tokenize(chat=chat).apply(ChatTemplate(chat=chat).apply(make_pairs(9)).kept).kept
+    step = Truncate(
+        chat=chat, max_length=30, max_prompt_length=28, overlong_prompt="drop", overlong_response="truncate"
+    )
+    apart = pa.concat_tables([table.slice(0, 4), table.slice(4, 0), table.slice(4)])
+    assert step.apply(apart).kept.equals(step.apply(table).kept)
+    assert step.apply(apart.slice(2, 5)).kept.equals(step.apply(table).kept.slice(2, 5))
+
+
 def test_an_empty_table(chat: Chat) -> None:
     step = Truncate(chat=chat, max_length=9, max_prompt_length=5, overlong_prompt="drop", overlong_response="drop")
     assert len(step.apply(ENCODED.empty_table()).kept) == 0
+
+
+def why_dropped(
+    chat: Chat, pair: Any, max_length: int, max_prompt_length: int, overlong_prompt: str, overlong_response: str
+) -> tuple[str, str] | None:
+    """Reason and detail, by the rules in words."""
+    system, turns = ([SYSTEM], pair["prompt"][1:]) if pair["prompt"][0] is SYSTEM else ([], pair["prompt"])
+    starts = range(0, len(turns), 2) if overlong_prompt == "drop-turns" else [0]
+    prompts = [len(ids_of(chat, [*system, *turns[start:]])) for start in starts]
+    fitting = [length for length in prompts if length <= max_prompt_length]
+    if not fitting:
+        return "prompt_too_long", f"{prompts[0]} tokens, at most {max_prompt_length}"
+    room = max_length - fitting[0]
+    chosen, rejected = (answer_ids(chat, pair[side][0]["content"]) for side in ("chosen", "rejected"))
+    longest = max(len(chosen), len(rejected))
+    if overlong_response == "drop" and longest > room:
+        return "response_too_long", f"{longest} tokens, {room} left of max_length {max_length}"
+    if chosen[:room] == rejected[:room]:
+        return "identical_after_truncation", f"the sides are the same in their first {room} tokens"
+    return None
 
 
 text = st.text("ab \n.é", min_size=1, max_size=40).filter(str.strip)
@@ -184,6 +226,9 @@ def test_every_kept_row_can_be_trained_on(
     max_length = max_prompt_length + room
     config = {"overlong_prompt": overlong_prompt, "overlong_response": overlong_response}
     out = fit(chat, make_pairs(rows), max_length, max_prompt_length, **config)
+    for row in out.dropped.to_pylist():
+        source = rows[int(row["id"])]
+        assert (row["reason"], row["detail"]) == why_dropped(chat, source, max_length, max_prompt_length, **config)
     touched = 0
     for row in out.kept.to_pylist():
         source = rows[int(row["id"])]

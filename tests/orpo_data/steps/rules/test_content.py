@@ -157,6 +157,7 @@ def test_personal_data_is_counted_and_not_told(judge):
     assert found == [("prompt", "prompt: 1 email"), ("both", "both: 2 email, 1 phone and 1 phone")]
     assert judge(PersonalData(kinds=["phone"]), f"I am {mail}", "Yes.", phone) == [("rejected", "rejected: 1 phone")]
     assert judge(PersonalData(), "Q?", "joe at mail", "No.") == []
+    assert judge(PersonalData(), "Q?", "joe.@mail.org", "No.") == [("chosen", "chosen: 1 email")]
 
 
 # --- language --------------------------------------------------------------------------------------------------------

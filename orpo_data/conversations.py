@@ -1,0 +1,154 @@
+"""Conversations in columns: rows by their sequence of roles, and the texts of many rows written at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orpo_data.layout import WHITE_SPACE, Layout, Parts, Roles
+from orpo_data.ragged import as_bytes
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Side = Literal["prompt", "answer"]
+
+
+class Conversations:
+    """A list<struct<role, content>> column."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        lists = column.combine_chunks()
+        messages = lists.flatten()
+        counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+        roles = pc.struct_field(messages, "role")
+        self.contents: pa.StringArray = pc.struct_field(messages, "content")
+        self.starts: Rows = np.cumsum(counts) - counts  # each row's first message
+        self.shapes, self.shape = _shapes(
+            pc.fill_null(roles, "").dictionary_encode(), np.append(self.starts, len(messages))
+        )
+        whole = pc.and_(pc.is_valid(self.contents), pc.is_valid(roles)).to_numpy(zero_copy_only=False)
+        self.sound: Mask = counts > 0  # there are messages, each with its role and its content
+        self.sound[np.repeat(np.arange(len(lists)), counts)[~whole]] = False
+
+    @cached_property
+    def blank(self) -> Mask:
+        """Messages of nothing but white space."""
+        texts = pl.Series(self.contents, dtype=pl.String)
+        return ~texts.str.contains(f"[^{WHITE_SPACE}]").fill_null(False).to_numpy()
+
+    def rows_of(self, messages: Rows) -> Rows:
+        rows: Rows = np.searchsorted(self.starts, messages, side="right") - 1
+        return rows
+
+    def stripped(self, *, left: bool, right: bool) -> pa.StringArray:
+        """The contents without white space on these sides."""
+        texts = pl.Series(self.contents, dtype=pl.String)
+        texts = texts.str.strip_chars_start(WHITE_SPACE) if left else texts
+        texts = texts.str.strip_chars_end(WHITE_SPACE) if right else texts
+        return texts.to_arrow().cast(pa.string()) if left or right else self.contents
+
+
+def _shapes(roles: pa.DictionaryArray, offsets: Rows) -> tuple[list[Roles], Rows]:
+    """The different sequences of roles, and which of them each row has."""
+    codes = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), roles.indices)
+    rows = as_bytes(codes).dictionary_encode()
+    names = roles.dictionary.to_pylist()
+    shapes = [tuple(names[code] for code in np.frombuffer(row, np.int32)) for row in rows.dictionary.to_pylist()]
+    return shapes, rows.indices.to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows with one layout."""
+
+    rows: Rows
+    turns: int  # messages of the prompt; the layout's slots count on from them
+    layout: Layout
+
+
+Find = Callable[[Roles, Roles], Layout | None]
+
+
+def lay_out(prompts: Conversations, answers: Conversations, find: Find) -> list[Group]:
+    """The rows for which there is a layout, by their roles; `find` gives that of a prompt's and an answer's roles."""
+    sound = prompts.sound & answers.sound
+    answer_shapes = len(answers.shapes)
+    keys, which = np.unique(prompts.shape * answer_shapes + answers.shape, return_inverse=True)
+    members = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which, minlength=len(keys))))
+    found = []
+    for key, rows in zip(keys.tolist(), members[:-1], strict=True):
+        rows = rows[sound[rows]]
+        roles = prompts.shapes[key // answer_shapes], answers.shapes[key % answer_shapes]
+        if layout := find(*roles) if len(rows) else None:
+            turns = len(roles[0])
+            for message in layout.filled:
+                column, place = (prompts, message) if message < turns else (answers, message - turns)
+                rows = rows[~column.blank[column.starts[rows] + place]]
+            found.append(Group(rows, turns, layout))
+    return found
+
+
+def write(groups: Sequence[Group], side: Side, prompts: Conversations, answers: Conversations) -> pa.StringArray:
+    """`fill` for one side of every row of the groups; the rows of no group are empty.
+
+    The pieces of all texts are gathered in one array: a row's text is the stretch of its bytes that the row's lie in.
+    """
+    parts = [group.layout.prompt if side == "prompt" else group.layout.answer for group in groups]
+    counts = np.zeros(len(prompts.sound), np.int64)
+    for group, own in zip(groups, parts, strict=True):
+        counts[group.rows] = len(own)
+    ends = np.cumsum(counts)
+    pieces, pool = np.empty(counts.sum(), np.int64), _Pool(prompts, answers)
+    for group, own in zip(groups, parts, strict=True):
+        rows = group.rows
+        at = (ends - counts)[rows][:, None] + np.arange(len(own))
+        owners, places = pool.places(own, group.turns)
+        pieces[at] = np.stack([np.zeros_like(rows), prompts.starts[rows], answers.starts[rows]])[owners].T + places
+    _, offsets, data = pool.texts().take(pa.array(pieces)).buffers()
+    bounds = np.frombuffer(offsets, np.int32)[np.append(0, ends)]
+    return pa.StringArray.from_buffers(len(counts), pa.py_buffer(bounds), data)
+
+
+class _Pool:
+    """Literals and contents end to end, each laid there when it is first needed."""
+
+    def __init__(self, prompts: Conversations, answers: Conversations) -> None:
+        self._columns = (prompts, answers)
+        self._arrays = [pa.array([], pa.string())]
+        self._starts: dict[str | tuple[int, bool, bool], int] = {}
+        self._size = 0
+
+    def texts(self) -> pa.StringArray:
+        return pa.concat_arrays(self._arrays)
+
+    def places(self, parts: Parts, turns: int) -> tuple[Rows, Rows]:
+        """For each part what is to be added to its place: 0 nothing, 1 the row's start in prompts, 2 in answers."""
+        owners, places = [], []
+        for part in parts:
+            if isinstance(part, str):
+                owners.append(0)
+                places.append(self._start(part))
+            else:
+                answer = part.message >= turns
+                owners.append(1 + answer)
+                place = self._start((int(answer), part.left, part.right))
+                places.append(place + part.message - answer * turns)
+        return np.array(owners, np.int64), np.array(places, np.int64)
+
+    def _start(self, source: str | tuple[int, bool, bool]) -> int:
+        if source not in self._starts:
+            if isinstance(source, str):
+                texts = pa.array([source], pa.string())
+            else:
+                column, left, right = source
+                texts = self._columns[column].stripped(left=left, right=right)
+            self._arrays.append(texts)
+            self._starts[source] = self._size
+            self._size += len(texts)
+        return self._starts[source]

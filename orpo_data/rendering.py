@@ -1,0 +1,250 @@
+"""What a chat template makes of a sequence of roles, before it is known what the messages say.
+
+For one sequence of roles most templates write the same literals, with the contents between them. Where they fall is not
+guessed from an example: jinja runs the template itself with a `Text` in the place of each content. A Text can be
+written out, joined to other text, stripped and asked whether it is empty; whatever else a template wants of it
+(compare, search, split, count, filter) raises ContentAsked. So a template that comes to its end has looked at nothing
+but the roles, and what it wrote is a Layout that holds for every conversation of these roles whose `filled` messages
+hold more than white space. Where it does not come to its end there is no layout.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from functools import cached_property, partial, wraps
+from types import FrameType
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.compiler import Frame
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nativetypes import NativeCodeGenerator
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from orpo_data.layout import Layout, Parts, Roles, Slot, between, merged
+
+TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError, RecursionError)
+"""What a template's own expressions raise (1 / 0, "a" * 10**12), beside jinja2.TemplateError."""
+
+_MOST_STEPS = 1_000_000  # lines of Python, a fraction of a second; a sound template needs a few hundred
+
+
+class ContentAsked(jinja2.TemplateRuntimeError):
+    """A template wants to know what a message says."""
+
+
+class Text:
+    """Text with at least one slot in it."""
+
+    def __init__(self, parts: Parts, filled: set[int]) -> None:
+        """`filled` collects what is taken for granted of the contents: one set for all texts of a run."""
+        self.parts = parts
+        self.filled = filled
+
+    def __add__(self, other: Any) -> Any:
+        return joined((self, other)) if isinstance(other, str | Text) else NotImplemented
+
+    def __radd__(self, other: Any) -> Any:
+        return joined((other, self)) if isinstance(other, str) else NotImplemented
+
+    def __bool__(self) -> bool:
+        if isinstance(self.parts[0], Slot) and not any(isinstance(part, str) for part in self.parts):
+            self.filled.add(self.parts[0].message)
+        return True
+
+    def strip(self) -> "Text":
+        return self.lstrip().rstrip()
+
+    def lstrip(self) -> "Text":
+        return self._stripped(0, str.lstrip, "left")
+
+    def rstrip(self) -> "Text":
+        return self._stripped(-1, str.rstrip, "right")
+
+    def _stripped(self, end: int, strip: Callable[[str], str], side: str) -> "Text":
+        parts = list(self.parts)
+        while isinstance(outer := parts[end], str):
+            if kept := strip(outer):
+                parts[end] = kept
+                return Text(tuple(parts), self.filled)
+            del parts[end]
+        if len(parts) > 1:  # else stripping would go on behind an empty content
+            self.filled.add(outer.message)
+        parts[end] = replace(outer, **{side: True})
+        return Text(tuple(parts), self.filled)
+
+
+def _refuse(*arguments: Any, **named: Any) -> NoReturn:
+    raise ContentAsked("the template looks into a message")
+
+
+for _name in (
+    *("getattr", "str", "repr", "format", "bytes", "hash", "len", "iter", "reversed", "contains"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "int", "float", "complex", "index", "mul", "rmul", "mod", "rmod"),
+):
+    setattr(Text, f"__{_name}__", _refuse)
+
+
+def joined(values: Iterable[Any]) -> Any:
+    """The values written one after the other, as jinja does: a Text if one of them is, else a str."""
+    values = list(values)
+    texts = [value for value in values if isinstance(value, Text)]
+    if not texts:
+        return "".join(map(str, values))
+    parts = (part for value in values for part in (value.parts if isinstance(value, Text) else (str(value),)))
+    return Text(merged(parts), texts[0].filled)
+
+
+# --- jinja, with Text in it -------------------------------------------------------------------------------------------
+
+
+class _Generator(NativeCodeGenerator):
+    """Leaves it to `joined` to write values; those of `~` too."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - jinja's name
+        self.write("concat((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Generation(Extension):
+    """The `generation` tag marks the assistant's text for other uses: here it only stands around it."""
+
+    tags = {"generation"}  # noqa: RUF012 - typed so by jinja
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _Generator
+    concat = staticmethod(joined)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return _refuse() if isinstance(obj, Text) or isinstance(argument, Text) else super().getitem(obj, argument)
+
+
+_SAME_FOR_EVERY_TEXT = {
+    "string",
+    "mapping",
+    "iterable",
+    "sequence",
+    "number",
+    "none",
+    "defined",
+    "undefined",
+    "boolean",
+}
+
+
+def _environment() -> jinja2.Environment:
+    """Jinja as transformers sets it up, except that filters and tests refuse a Text unless they are sure of it."""
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    tests: dict[str, Any] = environment.tests
+    filters: dict[str, Any] = environment.filters
+    for name, test in tests.items():
+        tests[name] = _guarded(test, partial(_of_empty, test) if name in _SAME_FOR_EVERY_TEXT else _refuse)
+    for name, call in filters.items():
+        if name not in ("default", "d"):
+            filters[name] = _guarded(call, {"trim": Text.strip, "string": _itself}.get(name, _refuse))
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    del environment.globals["lipsum"], filters["random"]  # the same roles must give the same text
+    return environment
+
+
+def _guarded(call: Callable[..., Any], on_text: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, but `on_text` where one of the arguments is a Text."""
+
+    @wraps(call)
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        text = any(isinstance(argument, Text) for argument in (*arguments, *named.values()))
+        return (on_text if text else call)(*arguments, **named)
+
+    return guarded
+
+
+def _itself(text: Text) -> Text:
+    return text
+
+
+def _of_empty(test: Callable[[str], bool], text: Text) -> bool:
+    return test("")
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+class Renderer:
+    """Finds the layouts of one template."""
+
+    def __init__(self, template: str, variables: Mapping[str, Any]) -> None:
+        """`variables` are the special tokens, as transformers hands them to a template."""
+        self._text = template
+        self._variables = variables
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        return _environment().from_string(self._text)
+
+    def layout(self, prompt: Roles, answer: Roles, after: str, tail: str) -> Layout | None:
+        """None if what is written depends on what is said.
+
+        `after` is what the template writes after every answer, `tail` what of it belongs to the answer.
+        """
+        filled = set[int]()
+        try:
+            head = self._run(prompt, filled, add_generation_prompt=True)
+            said = between(head, self._run(prompt + answer, filled, add_generation_prompt=False), after)
+        except (jinja2.TemplateError, *TEMPLATE_ERRORS):
+            return None
+        if said is None or not any(isinstance(part, str) for part in head):
+            return None
+        if not any(isinstance(part, str) and part.strip() for part in said):
+            slots = [part.message for part in said if isinstance(part, Slot)]
+            if not slots:
+                return None
+            filled.add(slots[0])  # something must be left of an answer
+        return Layout(head, merged((*said, tail)), frozenset(filled))
+
+    def _run(self, roles: Roles, filled: set[int], *, add_generation_prompt: bool) -> Parts:
+        messages = [{"role": role, "content": Text((Slot(i),), filled)} for i, role in enumerate(roles)]
+        written: Any = self._template.render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self._variables,
+        )
+        return written.parts if isinstance(written, Text) else merged((written,))
+
+
+@contextmanager
+def step_limit() -> Iterator[None]:
+    """Stops a template that loops: jinja compiles it to Python, whose lines are counted as they run."""
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > _MOST_STEPS:
+            raise jinja2.TemplateRuntimeError(f"the template is still at two lines after {_MOST_STEPS:,} steps")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

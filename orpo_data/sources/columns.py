@@ -1,0 +1,206 @@
+"""What record.py does to one record, for many at once: the ordinary ones of a file, through columns instead of a loop.
+
+`parse` of a source is the definition, record by record. Beside it stand two functions that make the same rows of many
+records. `fields` takes what is needed out of a few dozen decoded records, which a processor's cache holds, and checks
+every type; `rows` makes the columns of thousands. Records that are not surely ordinary are Odd, which decides nothing:
+they go through `parse`, which says what is wrong with them, if anything is.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import methodcaller
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orpo_data.schema import MESSAGE
+from orpo_data.sources.record import FLOAT32_MAX, reach
+
+NULL = type(None)
+ROLE_NAMES = ("user", "assistant", "system")  # Turns hold their places here
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+Fields = Mapping[str, list[Any]]
+"""What a source needs of its records, by names of its own: some have a value for each record, some for each turn."""
+
+
+class Odd(Exception):  # noqa: N818 - no fault: these records want to be read one by one
+    """Not all of these records are of the ordinary form."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The content columns of many records, where not `odd`: there they hold nothing that means anything."""
+
+    columns: Mapping[str, pa.Array]
+    odd: Bools
+
+
+def of_type(values: Iterable[Any], *types: type) -> list[Any]:
+    """`values`, all of exactly these types (a boolean is no number); otherwise Odd."""
+    found = list(values)
+    if not {*map(type, found)} <= {*types}:
+        raise Odd
+    return found
+
+
+def get(objects: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
+    """The value of `key` in each object, null where it is missing."""
+    return list(map(methodcaller("get", key), objects))
+
+
+def join(pieces: Sequence[Fields]) -> Fields:
+    """One piece after the other."""
+    return {name: [*chain.from_iterable(piece[name] for piece in pieces)] for name in pieces[0]}
+
+
+def texts(values: Sequence[str | None]) -> pl.Series:
+    return pl.Series(values, dtype=pl.String)
+
+
+def numbers(values: Sequence[float | None]) -> pl.Series:
+    return pl.Series(values, dtype=pl.Float64)
+
+
+class Records:
+    """As `record.Record`, for many records: each method gives a list, and raises Odd where one row might fail."""
+
+    def __init__(
+        self, values: Sequence[Any], columns: Mapping[str, str], defaults: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        self._values = of_type(values, dict)
+        self._names = {name: (columns[name],) if name in columns else defaults[name] for name in defaults}
+
+    def get(self, name: str) -> list[Any]:
+        """The first value there is under any of the names, or null."""
+        first, *others = self._names[name]
+        found = self._reach(first)
+        for column in others:
+            if None in found and {*map(type, more := self._reach(column))} != {NULL}:
+                found = [new if old is None else old for old, new in zip(found, more, strict=True)]
+        return found
+
+    def _reach(self, column: str) -> list[Any]:
+        values = get(self._values, column)
+        if "." in column and None in values:
+            return [reach(record, column) for record in self._values]
+        return values
+
+    def text(self, name: str) -> list[str]:
+        """Required strings."""
+        return of_type(self.get(name), str)
+
+    def optional_text(self, name: str) -> list[str | None]:
+        """Strings or nulls."""
+        return of_type(self.get(name), str, NULL)
+
+    def optional_number(self, name: str) -> list[float | None]:
+        """Numbers that float32 can hold, or nulls."""
+        values = of_type(self.get(name), int, float, NULL)
+        if not max(map(abs, filter(None, values)), default=0) <= FLOAT32_MAX:
+            raise Odd
+        return [None if value is None else float(value) for value in values]
+
+
+def ranges(starts: Ints, lengths: Ints) -> Ints:
+    """The numbers of [start, start + length) for each pair, one after the other: ranges([7, 0], [2, 3]) = 7 8 0 1 2."""
+    before = np.cumsum(lengths) - lengths
+    index: Ints = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+    return index
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Some turns for each row: those of row i are `lengths[i]` places of the flat columns, from `starts[i]` on."""
+
+    roles: Ints
+    contents: pl.Series
+    starts: Ints
+    lengths: Ints
+
+    @classmethod
+    def flat(cls, roles: Ints, contents: pl.Series, lengths: Ints) -> Self:
+        """Rows that lie one behind the other."""
+        return cls(roles, contents, np.cumsum(lengths) - lengths, lengths)
+
+    @classmethod
+    def from_arrow(cls, column: pa.ListArray) -> Self:
+        """Of a MESSAGES column."""
+        roles, contents = column.flatten().flatten()
+        places = pc.index_in(roles, pa.array(ROLE_NAMES)).to_numpy()
+        return cls.flat(places, pl.Series(contents), column.value_lengths().to_numpy())
+
+    @classmethod
+    def every(cls, role: str, contents: pl.Series) -> Self:
+        """One turn a row."""
+        return cls.flat(np.full(len(contents), ROLE_NAMES.index(role)), contents, np.ones(len(contents), np.int64))
+
+    def where(self, wanted: Bools) -> "Turns":
+        """The turns of some rows, none in the others."""
+        return Turns(self.roles, self.contents, self.starts, np.where(wanted, self.lengths, 0))
+
+    def part(self, first: Ints | int, lengths: Ints) -> "Turns":
+        """`lengths` turns of each row from its turn `first` on."""
+        return Turns(self.roles, self.contents, self.starts + first, lengths)
+
+    def rows(self, rows: slice) -> "Turns":
+        return Turns(self.roles, self.contents, self.starts[rows], self.lengths[rows])
+
+    def first_is(self, role: str) -> Bools:
+        """Whether a row has turns and the first is of `role`."""
+        found = self.lengths > 0
+        found[found] = self.roles[self.starts[found]] == ROLE_NAMES.index(role)
+        return found
+
+    def __add__(self, other: "Turns") -> "Turns":
+        """Row by row the turns of both, one after the other."""
+        roles, contents = np.concatenate((self.roles, other.roles)), pl.concat((self.contents, other.contents))
+        starts = np.stack((self.starts, other.starts + len(self.roles)), axis=1).ravel()
+        lengths = np.stack((self.lengths, other.lengths), axis=1).ravel()
+        index = ranges(starts, lengths)
+        return Turns.flat(roles[index], contents[index], self.lengths + other.lengths)
+
+    def under(self, system: pl.Series) -> "Turns":
+        """With the texts of `system` as first turns, where these are not null, not empty, and there is none yet."""
+        wanted = (system.fill_null("") != "").to_numpy() & ~self.first_is("system")
+        return Turns.every("system", system).where(wanted) + self if wanted.any() else self
+
+    def to_arrow(self) -> pa.ListArray:
+        """As a MESSAGES column."""
+        index = ranges(self.starts, self.lengths)
+        roles = pa.array(ROLE_NAMES).take(pa.array(self.roles[index]))
+        messages = pa.StructArray.from_arrays([roles, to_arrow(self.contents[index])], fields=list(MESSAGE))
+        return lists(messages, self.lengths)
+
+
+def lists(flat: pa.Array, lengths: Ints) -> pa.ListArray:
+    """A list column whose rows are `lengths` values of `flat`, one behind the other."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32()), flat)
+
+
+def to_arrow(column: pl.Series) -> pa.Array:
+    """A column as Arrow's plain one: of texts, string."""
+    plain = column.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return plain.cast(pa.string()) if column.dtype == pl.String else plain
+
+
+def split_turns_of_many(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
+    """`split_turns` for many rows: (prompt, chosen, rejected)."""
+    limit = np.maximum(np.minimum(chosen.lengths, rejected.lengths) - 1, 0)
+    ours, theirs = ranges(chosen.starts, limit), ranges(rejected.starts, limit)
+    same = (chosen.contents[ours] == rejected.contents[theirs]).to_numpy()
+    same = same & (chosen.roles[ours] == rejected.roles[theirs])
+    turn = ranges(np.zeros_like(limit), limit)  # which one of its row
+    shared = limit.copy()
+    np.minimum.at(shared, np.repeat(np.arange(len(limit)), limit)[~same], turn[~same])
+    return (
+        chosen.part(0, shared),
+        chosen.part(shared, chosen.lengths - shared),
+        rejected.part(shared, rejected.lengths - shared),
+    )

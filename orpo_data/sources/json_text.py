@@ -1,0 +1,90 @@
+"""Records out of JSON text: lines, one record each, or one array."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from isal import igzip, isal_zlib  # gzip, three times as fast
+
+CompressionError: Any = isal_zlib.error  # its stub takes the class for an instance
+
+NOT_UTF8 = "not UTF-8: "
+"""Begins the record of a line that is no text, so that it can never pass for JSON."""
+
+BOM = b"\xef\xbb\xbf"
+CHUNK = 1 << 20  # bytes of lines that are cut at a time
+ROWS = 1_000  # records of an array, or of a table, that are written as text at a time
+
+
+def json_records(path: Path, compressed: bool, whole: bool) -> Iterator[pa.Table]:
+    """`source_row` and `record` of JSON lines or, where the file is one `whole` JSON value, of an array's elements.
+
+    Raises:
+        OSError, EOFError, ValueError, RecursionError, CompressionError: the file is broken, compressed or as JSON.
+    """
+    with igzip.IGzipFile(path) if compressed else path.open("rb") as data:
+        row = 0
+        while not (head := data.readline()).removeprefix(BOM).strip():
+            if not head:
+                return
+            row += 1
+        head = head.removeprefix(BOM)
+        if whole and head.lstrip().startswith(b"["):
+            yield from _numbered(_array(head + data.read()))
+            return
+        if whole:
+            orjson.loads(head)  # neither an array nor JSON lines: an object over several lines, for example
+        while head or (head := data.readline()):
+            content = b"".join((head, data.read(CHUNK), data.readline()))  # whole lines, the last one perhaps blank
+            yield record_table(_lines(content), row)
+            row += content.count(b"\n")
+            head = b""
+
+
+def _lines(content: bytes) -> pa.Array:
+    """The lines of `content` without white space around them, as texts."""
+    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+    offsets = np.concatenate(([0], ends, [len(content)]))
+    lines = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(content))
+    try:
+        lines.validate(full=True)
+    except pa.ArrowInvalid:  # not UTF-8
+        return pa.array([_decoded(line.strip()) for line in content.split(b"\n")], pa.string())
+    return pc.ascii_trim_whitespace(lines)
+
+
+def _array(content: bytes) -> Iterator[str]:
+    """The elements of a JSON array. The standard reader lets pass what JSON forbids (NaN, half a surrogate pair) and
+    writes it out again as it was, so that it costs its row and not the file."""
+    values: list[Any] = json.loads(content)
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    for value in values:
+        yield encode(value).encode(errors="backslashreplace").decode()
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return NOT_UTF8 + line.decode(errors="backslashreplace")
+
+
+def _numbered(records: Iterator[str]) -> Iterator[pa.Table]:
+    first = 0
+    while texts := list(islice(records, ROWS)):
+        yield record_table(pa.array(texts, pa.string()), first)
+        first += len(texts)
+
+
+def record_table(records: pa.Array, first: int) -> pa.Table:
+    """`source_row` and `record` of one row after the other, from row `first` on; blank ones are left out."""
+    rows = pa.array(np.arange(first, first + len(records)), pa.int32())
+    table = pa.table({"source_row": rows, "record": records.cast(pa.string())})
+    blank = pc.equal(records, "")
+    return table.filter(pc.invert(blank)) if pc.any(blank).as_py() else table
