@@ -27,7 +27,7 @@ from orpo_data.writing import DatasetWriter
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 2_000
+BATCH_ROWS = 4_000
 
 Review = Callable[[Path, Manifest], dict[str, Any]]
 """Looks at a finished folder before it takes its place: OrpoError keeps what is there, else returns a comparison."""

@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from orpo_data.branch import Branch
-from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Input, digest, read_manifest
 from orpo_data.parts import RunParts, ShardPart, run_here
@@ -23,6 +22,7 @@ from orpo_data.steps.parse import Parse
 from orpo_data.steps.sample import Sample, Take
 from orpo_data.steps.split import SPLITS
 from orpo_data.steps.step import AnyStep
+from orpo_data.tokenizer_files import UnopenedChat
 from pipelines.drift import reviewer
 from pipelines.recipe import Recipe, SourceConfig
 
@@ -127,7 +127,7 @@ def tokenize(
 ) -> StageReport:
     """JUDGED to TOKENIZED, split by split."""
     settings = recipe.tokenize
-    chat = Chat.load(settings.tokenizer, settings.chat_template, settings.revision)
+    chat = UnopenedChat(settings.tokenizer, settings.chat_template, settings.revision)
     branch = _dataset_branch(inputs, output, settings.steps(chat), "split")
     splits = read_manifest(inputs).splits
     return _run("tokenize", output, TOKENIZED, [branch], recipe, progress, batch_rows, run_parts, splits=splits)

@@ -1,0 +1,100 @@
+"""A tokenizer told from its files, without opening it: that takes seconds, and an up-to-date stage has no need of it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import orjson
+
+from orpo_data.chat import Chat, find_template
+from orpo_data.errors import OrpoError
+from orpo_data.manifest import digest
+from orpo_data.shards import file_sha256
+
+PATTERNS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "config.json",
+)
+TEMPLATE_FILE, SETTINGS_FILE, MODEL_FILE = "chat_template.jinja", "tokenizer_config.json", "config.json"
+DECIDES_THE_CLASS = ("model_type", "tokenizer_class")
+
+
+def tokenizer_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a tokenizer, from the hub where `name` is none here; OrpoError if there is none by that name."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download  # slow to import, and only needed here
+
+    from orpo_data.hub import HUB_ERRORS, reason
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+    except HUB_ERRORS as error:
+        raise OrpoError(f"tokenize.tokenizer: cannot open {name!r}: {reason(error)}") from error
+
+
+def tokenizer_fingerprint(folder: Path, template: str | None = None) -> str:
+    """Hash of everything that decides the ids: vocabulary, merges, special tokens, the text of the chat template.
+
+    `template` stands in for the tokenizer's own. The release of transformers that reads the files is in it too.
+    """
+    files = sorted({file for pattern in PATTERNS for file in folder.glob(pattern)})
+    contents: dict[str, Any] = {file.name: _content(file) for file in files if file.name != TEMPLATE_FILE}
+    settings = contents.get(SETTINGS_FILE, {})
+    own = settings.pop("chat_template", None)
+    if (folder / TEMPLATE_FILE).is_file():
+        own = (folder / TEMPLATE_FILE).read_text("utf-8")
+    return digest([contents, template or own, version("transformers"), version("tokenizers")])
+
+
+def _content(file: Path) -> Any:
+    """What counts of one file."""
+    if file.name == SETTINGS_FILE:
+        return _object(file)
+    if file.name == MODEL_FILE:
+        config = _object(file)
+        return {name: config.get(name) for name in DECIDES_THE_CLASS}
+    return file_sha256(file)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise OrpoError(f"{file}: unreadable ({error})") from None
+    if not isinstance(value, dict):
+        raise OrpoError(f"{file}: not a JSON object")
+    return value
+
+
+class UnopenedChat(Chat):
+    """A chat that is opened when it is first used; to another process it goes unopened."""
+
+    _opening = Lock()
+
+    def __init__(self, tokenizer: str, chat_template: str | None = None, revision: str | None = None) -> None:
+        """OrpoError if there is no such tokenizer; what else is wrong with it shows when it is opened."""
+        self._arguments = tokenizer, chat_template, revision
+        template = find_template(chat_template) if chat_template else None
+        vars(self)["fingerprint"] = tokenizer_fingerprint(tokenizer_folder(tokenizer, revision), template)
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there, which is everything until it is opened."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        with self._opening:
+            if "tokenizer" not in vars(self):
+                vars(self).update(vars(Chat.load(*self._arguments)))
+        return object.__getattribute__(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_arguments": self._arguments, "fingerprint": self.fingerprint}
