@@ -2,22 +2,20 @@
 
 import argparse
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pyarrow as pa
 
+from benchmarks.child import ORPO
 from benchmarks.data import DEFAULT_DATA, tokenized_pairs
-from benchmarks.train import WORK, markdown, with_median
+from benchmarks.table import WORK, markdown, with_median
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import digest, read_manifest
 from orpo_data.schema import TOKENIZED
 from orpo_data.shards import DatasetWriter, read_table
 from orpo_data.verification import content_hash
-
-ORPO = [sys.executable, "-c", "from flows.cli import main; main()"]  # what the `orpo` script runs
 
 
 def arguments() -> argparse.Namespace:

@@ -1,11 +1,7 @@
 """What one side of a comparison is asked for, and what it answers. Each runs in a fresh process of its own."""
 
 import json
-import os
 import resource
-import signal
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 import torch
 
+from benchmarks.child import ask, question
 from benchmarks.data import Pairs, read_pairs
 from orpo_data.errors import OrpoError
 from orpo_train.batching import BatchOrder, PairDataset
@@ -43,7 +40,7 @@ class Job:
     @classmethod
     def from_argument(cls) -> Self:
         """The job that `run_side` gave this process."""
-        job = cls(**json.loads(sys.argv[1]))
+        job = cls(**question())
         torch.set_num_threads(job.threads)
         return job
 
@@ -91,16 +88,9 @@ class Measurement:
 
 def run_side(module: str, job: Job) -> Measurement:
     """Run a side's module in a fresh process; its last line of output is its Measurement."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"CUDA_VISIBLE_DEVICES": ""} if job.device == "cpu" else {}
-    command = [sys.executable, "-m", module, json.dumps(asdict(job))]
-    root = Path(__file__).parents[1]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
-    if result.returncode == -signal.SIGKILL:
-        raise OrpoError(f"{module} was killed, most likely for want of memory: lower --peer-micro-batch")
-    if result.returncode:
-        raise OrpoError(f"{module} failed:\n{result.stderr[-4000:]}")
-    return Measurement(**json.loads(result.stdout.splitlines()[-1]))
+    return Measurement(**ask(module, asdict(job), environment, remedy="lower --peer-micro-batch").answer)
 
 
 def memory_with(model: Any, device: str) -> int:

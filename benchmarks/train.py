@@ -4,8 +4,7 @@ Both sides get the same token ids, pairs, global batches and order, and take tur
 """
 
 import argparse
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +13,11 @@ from statistics import median
 from benchmarks.data import DEFAULT_DATA, SOURCES, pair_lengths, tokenized_pairs
 from benchmarks.flops import CONFIGS, needed_flops, random_model
 from benchmarks.measure import Job, Measurement, run_side
+from benchmarks.table import MIB, WORK, markdown, processor, with_median
 from orpo_data.errors import OrpoError
 
 OURS = "benchmarks.ours"
 PEERS = {"trl": "benchmarks.peer_trl"}
-WORK = Path(tempfile.gettempdir()) / "orpo-benchmarks"
-MIB = 2**20
 Rounds = list[tuple[Measurement, Measurement]]
 """(ours, peer) of each round."""
 
@@ -68,11 +66,6 @@ def alternate(job: Job, peer: str, rounds: int) -> Rounds:
     return measured
 
 
-def with_median(values: Sequence[float]) -> str:
-    """The median, and the value of each round."""
-    return f"**{median(values):.2f}** ({', '.join(f'{value:.2f}' for value in values)})"
-
-
 def table_row(name: str, job: Job, rounds: Rounds, tflops: float | None) -> dict[str, str]:
     """One line of the table: ours / peer, medians of the rounds, and the ratio of each round."""
     lengths = [pair for batch in job.batches()[job.warmup :] for pair in pair_lengths(batch)]
@@ -102,18 +95,12 @@ def table_row(name: str, job: Job, rounds: Rounds, tflops: float | None) -> dict
     return row
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def hardware(device: str) -> str:
     if device == "cuda":
         import torch
 
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown CPU")
+    return processor()
 
 
 def conditions(options: argparse.Namespace) -> str:

@@ -43,11 +43,11 @@ def part_runner(config: RunnerConfig) -> RunParts:
 def task_runner(config: RunnerConfig) -> TaskRunner[Any]:
     """Prefect's task runner for a flow; without an address a cluster on this machine, for as long as the flow runs."""
     if config.kind == "dask":
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         return DaskTaskRunner(address=config.address)
     if config.kind == "ray":
-        from prefect_ray import RayTaskRunner
+        from prefect_ray.task_runners import RayTaskRunner
 
         return RayTaskRunner(address=config.address)
     return ThreadPoolTaskRunner()

@@ -30,7 +30,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from orpo_data.schema import DROPPED
+from orpo_data.schema import ANSWERS, DROPPED
 from orpo_data.steps.alike import Sketches, chains
 from orpo_data.steps.answers import alike, hashes_and_words
 from orpo_data.steps.flags import arrow, judged, rows_by_rule
@@ -38,7 +38,7 @@ from orpo_data.steps.minhash import sketches
 from orpo_data.steps.near import key_hashes, word_tokens
 from orpo_data.steps.notes import Rows, all_notes, first_equal, frame_of, values
 from orpo_data.steps.rules.content import Refusal
-from orpo_data.steps.rules.rule import ANSWERS, pair_texts, text
+from orpo_data.steps.rules.rule import pair_texts, text
 from orpo_data.steps.step import GlobalStep, Judgement, StepOutput
 from orpo_data.steps.tokens import Hashes
 

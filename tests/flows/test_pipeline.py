@@ -112,7 +112,7 @@ def test_a_user_error_comes_out_as_it_is_and_is_not_tried_again(recipe_file, tmp
 
     calls = []
     real = pipeline.stages.ingest
-    monkeypatch.setattr(pipeline.stages, "ingest", lambda *args: calls.append(args) or real(*args))
+    monkeypatch.setattr(pipeline.stages, "ingest", lambda *args, **more: calls.append(args) or real(*args, **more))
     missing = str(tmp_path / "none.jsonl")
     with pytest.raises(OrpoError, match="no such file or folder"):
         pipeline.prepare_flow(recipe_file(), [f"sources.1.path={missing}"], str(tmp_path / "out"))
@@ -125,11 +125,11 @@ def test_a_fault_of_the_network_is_tried_again(recipe_file, tmp_path, monkeypatc
     attempts = []
     real = pipeline.stages.ingest
 
-    def ingest_at_the_second_try(source, *args):
+    def ingest_at_the_second_try(source, *args, **more):
         attempts.append(source.label)
         if attempts.count(source.label) == 1 and source.label == "ultrafeedback":
             raise OrpoError("no connection") from ConnectionResetError("reset by peer")
-        return real(source, *args)
+        return real(source, *args, **more)
 
     monkeypatch.setattr(pipeline.stages, "ingest", ingest_at_the_second_try)
     monkeypatch.setattr(pipeline.ingest, "retry_delay_seconds", [0.01])
