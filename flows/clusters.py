@@ -49,5 +49,6 @@ def task_runner(config: RunnerConfig) -> TaskRunner[Any]:
     if config.kind == "ray":
         from prefect_ray.task_runners import RayTaskRunner
 
-        return RayTaskRunner(address=config.address)
+        runner: TaskRunner[Any] = RayTaskRunner(address=config.address)
+        return runner
     return ThreadPoolTaskRunner()

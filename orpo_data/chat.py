@@ -22,6 +22,7 @@ from orpo_data.layout import Layout, Roles, fill
 from orpo_data.manifest import digest
 from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
 from orpo_data.rendering import TEMPLATE_ERRORS, Renderer, step_limit
+from orpo_data.tokenizer_files import model_of, tokenizer_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -99,7 +100,10 @@ class Chat:
         # a model's length limit is not ours: its warning about long inputs would only mislead
         logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
         try:
-            loaded: Any = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=False)
+            config = model_of(tokenizer, tokenizer_folder(tokenizer, revision))
+            loaded: Any = AutoTokenizer.from_pretrained(
+                tokenizer, revision=revision, config=config, trust_remote_code=False
+            )
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OrpoError(f"tokenize.tokenizer: cannot open {tokenizer!r}: {reason}") from None

@@ -1,16 +1,17 @@
-"""A tokenizer told from its files, without opening it: that takes seconds, and an up-to-date stage has no need of it."""
+"""A tokenizer told from its files: opening it takes seconds, and a stage that is up to date has no need of it."""
 
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from orpo_data.chat import Chat, find_template
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import digest
 from orpo_data.shards import file_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PATTERNS = (
     "tokenizer.json",
@@ -76,25 +77,18 @@ def _object(file: Path) -> dict[str, Any]:
     return value
 
 
-class UnopenedChat(Chat):
-    """A chat that is opened when it is first used; to another process it goes unopened."""
+def model_of(name: str, folder: Path) -> "PreTrainedConfig | None":
+    """What `AutoTokenizer` asks of the model's configuration, if the tokenizer's own files name its class.
 
-    _opening = Lock()
+    Else it reads the configuration itself, and imports the model's code (and torch) for it, which takes seconds.
+    """
+    settings = _object(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
+    if not settings.get("tokenizer_class") or "auto_map" in settings or not (folder / MODEL_FILE).is_file():
+        return None
+    from transformers import PreTrainedConfig  # slow to import, and only needed here
 
-    def __init__(self, tokenizer: str, chat_template: str | None = None, revision: str | None = None) -> None:
-        """OrpoError if there is no such tokenizer; what else is wrong with it shows when it is opened."""
-        self._arguments = tokenizer, chat_template, revision
-        template = find_template(chat_template) if chat_template else None
-        vars(self)["fingerprint"] = tokenizer_fingerprint(tokenizer_folder(tokenizer, revision), template)
-
-    def __getattr__(self, name: str) -> Any:
-        """Asked for what is not there, which is everything until it is opened."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        with self._opening:
-            if "tokenizer" not in vars(self):
-                vars(self).update(vars(Chat.load(*self._arguments)))
-        return object.__getattribute__(self, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_arguments": self._arguments, "fingerprint": self.fingerprint}
+    model, config = _object(folder / MODEL_FILE), PreTrainedConfig(name_or_path=name)
+    for key in ("model_type", "model_name", "tokenizer_class"):
+        if key in model:
+            setattr(config, key, model[key])
+    return config

@@ -22,7 +22,7 @@ from orpo_data.steps.parse import Parse
 from orpo_data.steps.sample import Sample, Take
 from orpo_data.steps.split import SPLITS
 from orpo_data.steps.step import AnyStep
-from orpo_data.tokenizer_files import UnopenedChat
+from orpo_data.unopened import UnopenedChat
 from pipelines.drift import reviewer
 from pipelines.recipe import Recipe, SourceConfig
 

@@ -1,0 +1,107 @@
+"""A tokenizer's fingerprint from its files, the class its files name, and a chat that is not opened until it is used."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from orpo_data.chat import Chat, find_template
+from orpo_data.errors import OrpoError
+from orpo_data.tokenizer_files import model_of, tokenizer_fingerprint, tokenizer_folder
+from orpo_data.unopened import UnopenedChat
+
+
+@pytest.fixture
+def folder(tmp_path: Path, chat_tokenizer_dir: Path) -> Path:
+    return Path(shutil.copytree(chat_tokenizer_dir, tmp_path / "tokenizer"))
+
+
+def edit(file: Path, **changes: object) -> None:
+    document = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(document | changes))
+
+
+def test_what_changes_the_ids_changes_the_fingerprint(folder: Path) -> None:
+    seen = {tokenizer_fingerprint(folder)}
+    changes = [
+        lambda: edit(folder / "tokenizer.json", version="2.0"),
+        lambda: edit(folder / "tokenizer_config.json", add_bos_token=True),
+        lambda: edit(folder / "config.json", model_type="gemma"),
+        lambda: (folder / "chat_template.jinja").write_text("{{ messages[0].content }}"),
+        lambda: (folder / "added_tokens.json").write_text("{}"),
+    ]
+    for count, change in enumerate(changes, start=2):
+        change()
+        seen.add(tokenizer_fingerprint(folder))
+        assert len(seen) == count
+
+
+def test_what_does_not_leaves_it(folder: Path, tmp_path: Path) -> None:
+    edit(folder / "config.json", model_type="llama")
+    before = tokenizer_fingerprint(folder)
+    edit(folder / "config.json", hidden_size=8, torch_dtype="float32")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "README.md").write_text("a model")
+    assert tokenizer_fingerprint(folder) == before
+    assert tokenizer_fingerprint(Path(shutil.copytree(folder, tmp_path / "elsewhere"))) == before
+
+
+def test_another_template_stands_in_for_the_tokenizers_own(folder: Path) -> None:
+    own = (folder / "chat_template.jinja").read_text()
+    assert tokenizer_fingerprint(folder, own) == tokenizer_fingerprint(folder)
+    other = tokenizer_fingerprint(folder, find_template("hh"))
+    assert other != tokenizer_fingerprint(folder)
+    (folder / "chat_template.jinja").unlink()
+    assert tokenizer_fingerprint(folder, find_template("hh")) == other
+    edit(folder / "tokenizer_config.json", chat_template=own)
+    assert tokenizer_fingerprint(folder) == tokenizer_fingerprint(folder, own)
+
+
+@pytest.mark.parametrize("name", ["TokenizersBackend", "PreTrainedTokenizerFast", "GPT2Tokenizer", "LlamaTokenizer"])
+@pytest.mark.parametrize("model", ["llama", "gpt2", "qwen2", "mistral", "unheard-of"])
+def test_the_same_tokenizer_without_the_models_code(folder: Path, name: str, model: str) -> None:
+    edit(folder / "tokenizer_config.json", tokenizer_class=name)
+    edit(folder / "config.json", model_type=model)
+    assert model_of(str(folder), folder) is not None
+    texts = ["What now?  It's 2024.", "a\n\n1.", "é\tx"]
+    theirs, ours = AutoTokenizer.from_pretrained(folder), Chat.load(str(folder)).tokenizer
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert [ours(text).input_ids for text in texts] == [theirs(text).input_ids for text in texts]
+
+
+def test_without_a_class_in_its_files_the_model_decides(folder: Path) -> None:
+    edit(folder / "config.json", model_type="llama")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["tokenizer_class"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert model_of(str(folder), folder) is None
+
+
+def test_a_chat_is_opened_when_it_is_used_and_pickled_unopened(folder: Path) -> None:
+    chat = UnopenedChat(str(folder))
+    assert "tokenizer" not in vars(chat)
+    assert chat.fingerprint == tokenizer_fingerprint(folder)
+    prompt = [{"role": "user", "content": "Hello"}]
+    assert chat.render_prompt(prompt) == Chat.load(str(folder)).render_prompt(prompt)
+    again = pickle.loads(pickle.dumps(chat))
+    assert "tokenizer" not in vars(again)
+    assert again.fingerprint == chat.fingerprint
+    assert again.end_of_turn_id == chat.end_of_turn_id
+
+
+def test_a_broken_file_is_named(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(OrpoError, match=r"tokenizer_config\.json: unreadable"):
+        UnopenedChat(str(folder))
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(OrpoError, match=r"tokenizer_config\.json: not a JSON object"):
+        UnopenedChat(str(folder))
+
+
+def test_a_name_that_is_none() -> None:
+    with pytest.raises(OrpoError, match=r"^tokenize\.tokenizer: cannot open 'no/such-tokenizer-here': "):
+        tokenizer_folder("no/such-tokenizer-here")
