@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,10 +24,21 @@ SAMPLES_SHOWN = 2
 
 @app.command()
 def run(
-    recipe: RecipeArgument, output: OutputOption = None, overrides: SetOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    runner: Annotated[
+        Literal["local", "dask", "ray"] | None,
+        typer.Option(help="Where the parts of data stages are worked on; the same as --set runner.kind=..."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Scheduler of the Dask or Ray cluster; by default one is started here.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline, as the Prefect flow: raw files to an evaluated model."""
-    result = _run_flow(recipe, overrides or [], output)
+    chosen = [f"runner.{key}={value}" for key, value in (("kind", runner), ("address", address)) if value]
+    result = _run_flow(recipe, [*(overrides or []), *chosen], output)
     if as_json:
         print(json.dumps(result))
     else:

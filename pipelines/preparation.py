@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from orpo_data.errors import UsageError
 from orpo_data.stage import StageReport
 from pipelines import stages
 from pipelines.layout import Layout
@@ -13,7 +14,12 @@ def prepare(recipe: Recipe, output: str | Path, progress: Progress = quiet) -> l
     """Run every data stage of `recipe` into folders below `output`; stages that are up to date are left alone.
 
     Returns one report a stage, in order; the last one's path is the tokenized dataset that training reads.
+    Raises UsageError for a recipe whose parts are to be worked on by a cluster, which takes the flow.
     """
+    if recipe.runner.kind != "local":
+        raise UsageError(
+            f"runner.kind: {recipe.runner.kind} takes the Prefect flow: `orpo run`, or --set runner.kind=local"
+        )
     place = Layout(output)
     reports = [stages.ingest(source, recipe, place.ingest(source.label), progress) for source in recipe.sources]
     reports.append(stages.binarize([report.path for report in reports], recipe, place.binarize, progress))

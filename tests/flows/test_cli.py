@@ -139,6 +139,18 @@ def test_samples_are_shown_as_they_are(tmp_path, capsys):
     assert capsys.readouterr().out == "\nprompt: Why [bold]?\nbefore: no\nafter: yes\n" * 2
 
 
+def test_run_takes_the_cluster_from_its_options(recipe_file, monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "_run_flow", lambda recipe, overrides, output: given.append(overrides) or {"stages": []})
+    monkeypatch.setattr(cli, "_show", lambda result: None)
+    assert (
+        call("run", recipe_file(), "--set", "name=x", "--runner", "dask", "--address", "tcp://host:8786").exit_code == 0
+    )
+    assert call("run", recipe_file()).exit_code == 0
+    assert call("run", recipe_file(), "--runner", "spark").exit_code == 2
+    assert given == [["name=x", "runner.kind=dask", "runner.address=tcp://host:8786"], []]
+
+
 @pytest.mark.slow
 def test_run_without_a_server_configured_and_the_line_of_a_failed_one(recipe_file, tmp_path):
     home = str(tmp_path / "home")

@@ -1,4 +1,4 @@
-"""A tokenizer's fingerprint from its files, the class its files name, and a chat that is not opened until it is used."""
+"""A tokenizer told from its files: fingerprint and class; and a chat that is opened when it is used."""
 
 import json
 import pickle

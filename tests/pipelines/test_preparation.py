@@ -5,6 +5,7 @@ import json
 import pytest
 
 import orpo_data
+from orpo_data.errors import UsageError
 from orpo_data.manifest import read_manifest
 from pipelines import prepare
 from pipelines.layout import Layout
@@ -140,3 +141,9 @@ def test_one_stage_reads_where_a_run_has_its_input(three_formats, tmp_path):
     (elsewhere,) = run_one("clean", recipe, tmp_path / "nothing", tmp_path / "binarize", tmp_path / "x")
     assert elsewhere.content_hash == reports[0].content_hash
     assert read_manifest(tmp_path / "x").rows == reports[0].rows_out
+
+
+def test_a_cluster_takes_the_flow(three_formats, tmp_path):
+    with pytest.raises(UsageError, match=r"^runner\.kind: dask takes the Prefect flow: `orpo run`"):
+        prepare(three_formats("runner.kind=dask"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -308,3 +308,17 @@ def test_broken_file_is_named_in_one_line(tmp_path, content, says):
     assert str(caught.value).startswith(f"{file}: ")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_is_a_clusters(make_recipe):
+    with pytest.raises(UsageError, match=r"runner.*address: the local runner has none"):
+        make_recipe("runner.address=tcp://host:8786")
+    assert make_recipe("runner.kind=ray").runner.address is None
+
+
+def test_a_cluster_without_its_package(make_recipe, monkeypatch):
+    monkeypatch.setattr("orpo_data.extras.find_spec", lambda package: None)
+    with pytest.raises(
+        UsageError, match=r"runner\.kind: needs the package prefect_dask: pip install 'orpo-pipeline\[dask\]'"
+    ):
+        make_recipe("runner.kind=dask")
