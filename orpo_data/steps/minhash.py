@@ -5,7 +5,8 @@ shingles  the hashes of the runs of words, distinct and sorted, part after part
 sizes     how many of them each part has
 bands     one hash of a few MinHash values each: two texts are candidates if they share one
 
-Whether two texts are candidates, and how similar they are, follows from the two alone.
+Whether two texts are candidates, and how similar they are, follows from the two alone. The MinHash values are computed
+here and by no package: they are kept from run to run, so no release may change them, and a column is hashed at once.
 """
 
 import math
