@@ -1,7 +1,8 @@
 """Where the parts of a stage are worked on: in this process, or as Prefect tasks on a Dask or Ray cluster.
 
 On a cluster every part of every segment is a task of its own. A worker reads what it needs from the storage that all
-share, writes there what the part came to, and hands back where that lies; a task whose worker is lost runs again.
+share, writes there what the part came to, and hands back where that lies. The cluster itself runs the tasks of a lost
+worker again; what fails for another reason would only fail again.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +16,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from orpo_data.parts import PartRun, RunParts, Segment, run_here
 from pipelines.recipe import RunnerConfig
 
-LOST_WORKER_RETRIES = 3
 
-
-@task(name="part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retries=LOST_WORKER_RETRIES)
+@task(name="part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def run_part(name: str, segment: Segment, run: PartRun, batch_rows: int) -> PartRun:
     """One part through one segment of its stage."""
     run_here(segment, [run], batch_rows, lambda rows: None)

@@ -198,9 +198,8 @@ def run_here(
         for run, results in groupby(finished, key=lambda item: item[0][0]):
             with _Sink(segment, run) as sink:
                 for (_, table, _), applied in results:
-                    sink.take(applied)
+                    sink.take(applied, rows_in=len(table))
                     if segment.number == 0:
-                        run.rows_in += len(table)
                         progress(len(table))
             left.remove(run)
     for run in left:  # without any row
@@ -236,6 +235,7 @@ class _Sink:
     def __init__(self, segment: Segment, run: PartRun) -> None:
         self._segment = segment
         self._run = run
+        self._rows_in = 0
         self._tallies = [Tally() for _ in segment.steps]
         self._rows = _Spill(run.file(f"rows-{segment.number}"))
         self._notes = _Spill(run.file(f"notes-{segment.number}"))
@@ -245,7 +245,8 @@ class _Sink:
     def __enter__(self) -> Self:
         return self
 
-    def take(self, applied: Applied) -> None:
+    def take(self, applied: Applied, rows_in: int) -> None:
+        self._rows_in += rows_in
         self._tallies = [total + tally for total, tally in zip(self._tallies, applied.tallies, strict=True)]
         for spill, rows in zip(self._dropped, applied.dropped, strict=True):
             spill.write(rows)
@@ -274,6 +275,8 @@ class _Sink:
             tally.check(step.name)
         run, (rows, notes, *dropped) = self._run, spills
         run.rows, run.done = rows, self._segment.number + 1
+        if self._segment.number == 0:
+            run.rows_in = self._rows_in
         run.tallies += self._tallies
         run.dropped += [path for path in dropped if path]
         run.shards = shards

@@ -217,6 +217,33 @@ def test_a_full_disk(toys: Any, parts: list[Any], tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+class FailingOnce(Step):
+    """Breaks off at its third batch, the first time."""
+
+    name: ClassVar[str] = "failing_once"
+    version: ClassVar[int] = 1
+    CALLS: ClassVar[list[int]] = []
+
+    def apply(self, table: pa.Table) -> StepOutput:
+        self.CALLS.append(len(table))
+        if len(self.CALLS) == 3:
+            raise OSError("no space left")
+        return StepOutput(table, _none_dropped(table))
+
+
+def test_a_part_that_failed_may_be_tried_again(toys: Any, tmp_path: Path) -> None:
+    """Nothing of the first attempt is counted."""
+    (segment,) = segments_of([FailingOnce()])
+    part = toys.part("a", tuple(range(20)))
+    run = PartRun(part, tmp_path, next(part.read(1)).schema, "key")
+    with pytest.raises(OSError, match="no space left"):
+        run_here(segment, [run], 2, lambda rows: None)
+    assert (run.done, run.rows_in, run.tallies) == (0, 0, [])
+    run_here(segment, [run], 2, lambda rows: None)
+    assert (run.done, run.rows_in, run.tallies) == (1, 20, [Tally(rows_in=20, rows_out=20)])
+    assert [shard.rows for _, shard in run.shards] == [20]
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
