@@ -7,17 +7,18 @@ recipe, where it writes; it returns a StageReport.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import pyarrow as pa
 
 from orpo_data.branch import Branch
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Input, digest, read_manifest
-from orpo_data.parts import RunParts, ShardPart, run_here
+from orpo_data.parts import RunParts, ShardPart
 from orpo_data.schema import JUDGED, PAIRS, TOKENIZED
 from orpo_data.sources import SOURCES, require_columns
 from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
-from orpo_data.stage import BATCH_ROWS, StageReport, dataset_input, run_stage
+from orpo_data.stage import StageReport, dataset_input, run_stage
 from orpo_data.steps.parse import Parse
 from orpo_data.steps.sample import Sample, Take
 from orpo_data.steps.split import SPLITS
@@ -34,13 +35,15 @@ def quiet(stage: str, rows: int) -> None:
     """No progress wanted."""
 
 
+class Work(TypedDict, total=False):
+    """How a stage is worked on, which decides nothing about its rows."""
+
+    batch_rows: int
+    run_parts: RunParts
+
+
 def ingest(
-    source: SourceConfig,
-    recipe: Recipe,
-    output: Path,
-    progress: Progress = quiet,
-    batch_rows: int = BATCH_ROWS,
-    run_parts: RunParts = run_here,
+    source: SourceConfig, recipe: Recipe, output: Path, progress: Progress = quiet, **work: Unpack[Work]
 ) -> StageReport:
     """Raw files to RATED or PAIRS rows; records that cannot be parsed are dropped as `unparsable`."""
     kind = SOURCES[source.dataset]
@@ -53,16 +56,11 @@ def ingest(
         steps=[Parse(dataset=source.dataset, columns=source.columns, diverges=source.diverges)],
         source=source.label,
     )
-    return _run("ingest", output, kind.schema, [branch], recipe, progress, batch_rows, run_parts)
+    return _run("ingest", output, kind.schema, [branch], recipe, progress, **work)
 
 
 def binarize(
-    inputs: Sequence[Path],
-    recipe: Recipe,
-    output: Path,
-    progress: Progress = quiet,
-    batch_rows: int = BATCH_ROWS,
-    run_parts: RunParts = run_here,
+    inputs: Sequence[Path], recipe: Recipe, output: Path, progress: Progress = quiet, **work: Unpack[Work]
 ) -> StageReport:
     """Ingested datasets, one for each source of the recipe in its order, to one dataset of PAIRS."""
     if len(inputs) != len(recipe.sources):
@@ -75,62 +73,32 @@ def binarize(
         elif source.weight < 1:
             steps.append(Sample(share=source.weight, seed=recipe.binarize.seed))
         branches.append(_dataset_branch(folder, output, steps, "ingest", source.label))
-    return _run("binarize", output, PAIRS, branches, recipe, progress, batch_rows, run_parts, seed=recipe.binarize.seed)
+    return _run("binarize", output, PAIRS, branches, recipe, progress, seed=recipe.binarize.seed, **work)
 
 
-def clean(
-    inputs: Path,
-    recipe: Recipe,
-    output: Path,
-    progress: Progress = quiet,
-    batch_rows: int = BATCH_ROWS,
-    run_parts: RunParts = run_here,
-) -> StageReport:
+def clean(inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, **work: Unpack[Work]) -> StageReport:
     """PAIRS to JUDGED: what keeps every rule, and what the rules noticed."""
     decontaminate = recipe.decontaminate.step() if recipe.decontaminate else None
     steps = [step for step in (recipe.normalise, recipe.clean, recipe.dedup, decontaminate, recipe.label_noise) if step]
     branch = _dataset_branch(inputs, output, steps, "binarize")
-    return _run("clean", output, JUDGED, [branch], recipe, progress, batch_rows, run_parts)
+    return _run("clean", output, JUDGED, [branch], recipe, progress, **work)
 
 
-def split(
-    inputs: Path,
-    recipe: Recipe,
-    output: Path,
-    progress: Progress = quiet,
-    batch_rows: int = BATCH_ROWS,
-    run_parts: RunParts = run_here,
-) -> StageReport:
+def split(inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, **work: Unpack[Work]) -> StageReport:
     """JUDGED to a train and an eval side that share no prompt."""
     branch = _dataset_branch(inputs, output, [recipe.split], "clean")
-    return _run(
-        "split",
-        output,
-        JUDGED,
-        [branch],
-        recipe,
-        progress,
-        batch_rows,
-        run_parts,
-        splits=SPLITS,
-        seed=recipe.split.seed,
-    )
+    return _run("split", output, JUDGED, [branch], recipe, progress, splits=SPLITS, seed=recipe.split.seed, **work)
 
 
 def tokenize(
-    inputs: Path,
-    recipe: Recipe,
-    output: Path,
-    progress: Progress = quiet,
-    batch_rows: int = BATCH_ROWS,
-    run_parts: RunParts = run_here,
+    inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet, **work: Unpack[Work]
 ) -> StageReport:
     """JUDGED to TOKENIZED, split by split."""
     settings = recipe.tokenize
     chat = UnopenedChat(settings.tokenizer, settings.chat_template, settings.revision)
     branch = _dataset_branch(inputs, output, settings.steps(chat), "split")
     splits = read_manifest(inputs).splits
-    return _run("tokenize", output, TOKENIZED, [branch], recipe, progress, batch_rows, run_parts, splits=splits)
+    return _run("tokenize", output, TOKENIZED, [branch], recipe, progress, splits=splits, **work)
 
 
 def _run(
@@ -140,11 +108,10 @@ def _run(
     branches: Sequence[Branch],
     recipe: Recipe,
     progress: Progress,
-    batch_rows: int,
-    run_parts: RunParts,
     *,
     splits: Sequence[str] = (),
     seed: int | None = None,
+    **work: Unpack[Work],
 ) -> StageReport:
     return run_stage(
         stage,
@@ -155,10 +122,9 @@ def _run(
         seed=seed,
         recipe=recipe.resolved(),
         job=recipe.name,
-        batch_rows=batch_rows,
         progress=lambda rows: progress(stage, rows),
-        run_parts=run_parts,
         review=reviewer(recipe.drift, output) if recipe.drift else None,
+        **work,
     )
 
 
