@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from orpo_data.errors import UsageError
 from orpo_train.config import TrainConfig
+from pipelines.documents import apply_override
 from pipelines.layout import Layout
-from pipelines.recipe import Recipe, apply_override, explain_errors
+from pipelines.recipe import Recipe, explain_errors
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
@@ -29,9 +28,8 @@ from orpo_data.steps.step import Step
 from orpo_data.steps.tokenize import Tokenize
 from orpo_data.steps.truncate import Truncate
 from orpo_train.config import TrainConfig
+from pipelines.documents import apply_override, read_document
 from pipelines.drift import DriftConfig
-
-RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
 class _Section(BaseModel):
@@ -186,7 +184,7 @@ class Recipe(_Section):
 
         Raises UsageError naming the key (and the nearest one) when something does not fit.
         """
-        document = _read_yaml(find_recipe(recipe))
+        document = read_document(recipe)
         for override in overrides:
             apply_override(document, override)
         return cls.parse(document, str(recipe))
@@ -202,73 +200,6 @@ class Recipe(_Section):
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, as it is saved with each output."""
         return self.model_dump(mode="json", by_alias=True)
-
-
-def ready_recipes() -> dict[str, Path]:
-    return {file.stem: file for file in sorted(RECIPE_FOLDER.glob("*.yaml"))}
-
-
-def find_recipe(recipe: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a ready one."""
-    path = Path(recipe)
-    if path.is_file():
-        return path
-    ready = ready_recipes()
-    if str(recipe) in ready:
-        return ready[str(recipe)]
-    raise UsageError(f"no recipe file {str(recipe)!r}, and no ready recipe of that name (there are {', '.join(ready)})")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(document).__name__}")
-    return document
-
-
-def apply_override(document: dict[str, Any], override: str) -> None:
-    """Set `a.b.0.c=value` in place; the value is read as YAML."""
-    path, found, text = override.partition("=")
-    if not found or not path:
-        raise UsageError(f"--set {override!r}: write key.path=value")
-    *parents, last = path.split(".")
-    node: Any = document
-    for name in parents:
-        node = _child(node, name, override)
-    if isinstance(node, list):
-        node[_list_index(node, last, override)] = _yaml_value(text, override)
-    elif isinstance(node, dict):
-        node[last] = _yaml_value(text, override)
-    else:
-        raise UsageError(f"--set {override!r}: {last!r} lies below a plain value")
-
-
-def _child(node: Any, name: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_list_index(node, name, override)]
-    if not isinstance(node, dict):
-        raise UsageError(f"--set {override!r}: {name!r} lies below a plain value")
-    if node.get(name) is None:
-        node[name] = {}
-    return node[name]
-
-
-def _list_index(node: list[Any], name: str, override: str) -> int:
-    if not name.isdigit() or int(name) >= len(node):
-        raise UsageError(f"--set {override!r}: {name!r} is no position in a list of {len(node)}")
-    return int(name)
-
-
-def _yaml_value(text: str, override: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override!r}: the value is not valid YAML") from None
 
 
 def explain_errors(model: type[BaseModel], origin: str, error: ValidationError) -> str:

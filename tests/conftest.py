@@ -249,7 +249,8 @@ def own_raw_data(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def make_recipe(raw_data: Path, chat_tokenizer_dir: Path) -> Callable[..., "Recipe"]:
     """A recipe over both raw files with `key.path=value` overrides."""
-    from pipelines.recipe import Recipe, apply_override
+    from pipelines.documents import apply_override
+    from pipelines.recipe import Recipe
 
     def make(*overrides: str, raw: Path = raw_data) -> Recipe:
         document: dict[str, Any] = {

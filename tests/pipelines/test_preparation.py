@@ -31,7 +31,7 @@ def three_formats(own_raw_data, make_recipe):
     def make(*overrides: str) -> Recipe:
         document = make_recipe(raw=own_raw_data).resolved()
         document["sources"].append({"dataset": "pairs", "path": str(own_raw_data / "pairs.json")})
-        from pipelines.recipe import apply_override
+        from pipelines.documents import apply_override
 
         for override in overrides:
             apply_override(document, override)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_data.errors import UsageError
-from pipelines.recipe import Recipe, apply_override, find_recipe, ready_recipes
+from pipelines.documents import apply_override, find_recipe, ready_recipes
+from pipelines.recipe import Recipe
 
 FULL: dict[str, Any] = {
     "name": "full",
