@@ -8,16 +8,20 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all test-faults lint clean
 
 quickstart: $(READY)
 	$(BIN)/orpo quickstart
 
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not faults"
 
 test-all: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+# the full counts of tests/faults: hours; the ordinary suite runs a few of each
+test-faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

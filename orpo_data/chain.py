@@ -12,7 +12,7 @@ import polars as pl
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Input, Manifest, Shard, StepCounts, read_manifest
 from orpo_data.schema import ORIGIN_COLUMNS
-from orpo_data.shards import open_shard
+from orpo_data.shards import read_shard
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Node:
         return pl.concat(self._rows(shard) for shard in self.manifest.dropped)
 
     def _rows(self, shard: Shard) -> pl.LazyFrame:
-        frame = pl.from_arrow(open_shard(self.path / shard.path), rechunk=False)
+        frame = pl.from_arrow(read_shard(self.path, shard), rechunk=False)
         assert isinstance(frame, pl.DataFrame)
         return frame.lazy()
 

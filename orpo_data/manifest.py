@@ -130,10 +130,14 @@ def digest(value: Any) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest with a checksum of its own text."""
+    (folder / MANIFEST_NAME).write_text(manifest_text(manifest), "utf-8")
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The manifest with a checksum of what it says."""
     document = manifest.model_dump(mode="json")
     document["checksum"] = digest(document)
-    (folder / MANIFEST_NAME).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:

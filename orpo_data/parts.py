@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_data.manifest import Shard, Tally
-from orpo_data.shards import file_sha256, open_shard
+from orpo_data.shards import file_sha256, open_shard, read_shard
 from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
 from orpo_data.writing import ShardWriter, WrittenShard, canonical
 
@@ -55,7 +55,7 @@ class ShardPart:
         return self.shard.split
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
-        table = open_shard(self.folder / self.shard.path)
+        table = read_shard(self.folder, self.shard)
         return (table.slice(start, batch_rows) for start in range(0, len(table), batch_rows))
 
 

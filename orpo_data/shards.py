@@ -47,14 +47,58 @@ def open_shard(path: Path) -> pa.Table:
         raise OrpoError(f"{path}: unreadable shard ({error})") from None
 
 
+def read_shard(folder: Path, shard: Shard) -> pa.Table:
+    """One shard of a dataset folder, memory-mapped, its bytes compared with the manifest; OrpoError if they differ."""
+    check_shard(folder, shard)
+    return open_shard(folder / shard.path)
+
+
+_SOUND: set[tuple[int | str, ...]] = set()
+"""Files of this process whose bytes were compared: what they are called, when they changed, and what they hash to."""
+
+
+def check_shard(folder: Path, shard: Shard) -> None:
+    """OrpoError if the file of a shard is missing or not what the manifest says.
+
+    Reads every byte of it, once in this process as long as the file stays as it is.
+    """
+    file = folder / shard.path
+    _check_size(file, shard)
+    status = file.stat()
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, shard.sha256)
+    if state in _SOUND:
+        return
+    if file_sha256(file) != shard.sha256:
+        raise OrpoError(
+            f"{file}: its bytes changed since it was written (sha256 differs from the manifest); "
+            f"`orpo verify {folder}` tells more; remove {folder} and make it again"
+        )
+    _SOUND.add(state)
+
+
+def check_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The bytes of a file that is no shard; OrpoError if they are not those that the manifest knows."""
+    file = folder / name
+    content = file.read_bytes() if file.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != manifest.files.get(name):
+        raise OrpoError(
+            f"{file}: is missing or was changed since it was written; `orpo verify {folder}` tells more; "
+            f"remove {folder} and make it again"
+        )
+    return content
+
+
 def check_sizes(folder: Path, manifest: Manifest) -> None:
     """OrpoError naming the first shard that is missing or has another size than the manifest says."""
     for shard in (*manifest.shards, *manifest.dropped):
-        file = folder / shard.path
-        size = file.stat().st_size if file.is_file() else None
-        if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise OrpoError(f"{file}: {found}, the manifest says {shard.bytes}; `orpo verify` tells more")
+        _check_size(folder / shard.path, shard)
+
+
+def _check_size(file: Path, shard: Shard) -> None:
+    size = file.stat().st_size if file.is_file() else None
+    if size != shard.bytes:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise OrpoError(f"{file}: {found}, the manifest says {shard.bytes}; `orpo verify` tells more")
 
 
 def select_shards(manifest: Manifest, split: str | None) -> list[Shard]:
@@ -69,22 +113,22 @@ def select_shards(manifest: Manifest, split: str | None) -> list[Shard]:
 
 
 def read_table(folder: Path, split: str | None = None) -> pa.Table:
-    """The rows of a dataset folder as one memory-mapped table, the manifest checked."""
+    """The rows of a dataset folder as one memory-mapped table, every byte compared with the manifest."""
     manifest = read_manifest(folder)
     check_sizes(folder, manifest)
-    return pa.concat_tables([open_shard(folder / shard.path) for shard in select_shards(manifest, split)])
+    return pa.concat_tables([read_shard(folder, shard) for shard in select_shards(manifest, split)])
 
 
 def iter_tables(folder: Path, manifest: Manifest, batch_rows: int) -> Iterator[tuple[str | None, pa.Table]]:
     """Every row of a dataset in order, as (split, table of at most `batch_rows` rows)."""
     for shard in manifest.shards:
-        table = open_shard(folder / shard.path)
+        table = read_shard(folder, shard)
         for start in range(0, len(table), batch_rows):
             yield shard.split, table.slice(start, batch_rows)
 
 
 def load(path: str | Path, split: str = "train") -> "datasets.Dataset":
-    """A split as a memory-mapped `datasets.Dataset`, the manifest checked.
+    """A split as a memory-mapped `datasets.Dataset`, every byte compared with the manifest.
 
     Before the split stage a dataset is one whole, which "train" names; "dropped" opens the dropped rows.
     """
@@ -93,6 +137,8 @@ def load(path: str | Path, split: str = "train") -> "datasets.Dataset":
     folder = Path(path)
     manifest = read_manifest(folder)
     check_sizes(folder, manifest)
+    for shard in select_shards(manifest, split):
+        check_shard(folder, shard)
     parts = [Dataset.from_file(str(folder / shard.path)) for shard in select_shards(manifest, split)]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 

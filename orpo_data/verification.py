@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orpo_data.errors import OrpoError
-from orpo_data.manifest import Manifest, Shard, digest, read_manifest
+from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, digest, manifest_text, read_manifest
 from orpo_data.shards import file_sha256, list_files, open_shard
 
 
@@ -35,6 +35,8 @@ def verify(path: str | Path) -> VerifyReport:
     expected = {shard.path for shard in shards} | manifest.files.keys()
     problems += [f"{folder / name}: not in the manifest" for name in list_files(folder) if name not in expected]
     problems += _check_hashes(folder, manifest)
+    if not problems and (folder / MANIFEST_NAME).read_bytes() != manifest_text(manifest).encode():
+        problems.append(f"{folder / MANIFEST_NAME}: its bytes changed, though it says the same")
     return VerifyReport(folder, files=len(expected), rows=manifest.rows, problems=tuple(problems))
 
 

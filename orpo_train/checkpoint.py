@@ -7,6 +7,7 @@ processes are written whole, so a run may go on with another number of processes
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from orpo_data.errors import OrpoError
+from orpo_data.manifest import digest
 from orpo_data.shards import file_sha256
 from orpo_train import zero
 
 log = logging.getLogger(__name__)
 
 MODEL_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
+METRICS_NAME = "metrics.jsonl"
 STEP, BEST = "step", "best"
+
+Metrics = dict[str, Any]
+"""A line of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,22 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> N
 
 
 def save_checkpoint(
-    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, identity: RunIdentity, *, writes: bool
+    root: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: RunIdentity,
+    *,
+    writes: bool,
+    metrics: Sequence[Metrics] = (),
 ) -> None:
-    """Write the state after `step` optimizer steps. Every process must call it, the one that `writes` writes."""
+    """Write the state after `step` optimizer steps. Every process must call it, the one that `writes` writes.
+
+    `metrics` are the lines so far: which weights are the best must not hang on a file that nobody checks.
+    """
     weights, moments = trained_weights(model), _optimizer_tensors(optimizer)
     if writes:
-        _write(root, f"{STEP}-{step:06d}", {MODEL_NAME: weights, OPTIMIZER_NAME: moments}, step, identity)
+        _write(root, f"{STEP}-{step:06d}", {MODEL_NAME: weights, OPTIMIZER_NAME: moments}, step, identity, metrics)
 
 
 def save_best(root: Path, step: int, model: nn.Module, identity: RunIdentity, *, writes: bool) -> None:
@@ -77,7 +93,14 @@ def save_best(root: Path, step: int, model: nn.Module, identity: RunIdentity, *,
         _write(root, f"{BEST}-{step:06d}", {MODEL_NAME: weights}, step, identity)
 
 
-def _write(root: Path, name: str, files: dict[str, dict[str, Tensor]], step: int, identity: RunIdentity) -> None:
+def _write(
+    root: Path,
+    name: str,
+    files: dict[str, dict[str, Tensor]],
+    step: int,
+    identity: RunIdentity,
+    metrics: Sequence[Metrics] = (),
+) -> None:
     """The folder appears under its name when it is complete."""
     folder, work = root / name, root / f".{name}.partial"
     for left_over in (work, folder):
@@ -85,10 +108,16 @@ def _write(root: Path, name: str, files: dict[str, dict[str, Tensor]], step: int
     work.mkdir(parents=True)
     for file, tensors in files.items():
         save_file(tensors, work / file)
-    hashes = {file: file_sha256(work / file) for file in files}
-    state = {"step": step, "dataset": identity.dataset, "config": identity.config, "files": hashes}
-    (work / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    (work / METRICS_NAME).write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
+    hashes = {file: file_sha256(work / file) for file in (*files, METRICS_NAME)}
+    state: dict[str, Any] = {"step": step, "dataset": identity.dataset, "config": identity.config, "files": hashes}
+    state["checksum"] = digest(state)
+    (work / STATE_NAME).write_text(_text(state), encoding="utf-8")
     work.rename(folder)
+
+
+def _text(state: dict[str, Any]) -> str:
+    return json.dumps(state, indent=2) + "\n"
 
 
 def prune(root: Path, keep: int, best_steps: set[int | None]) -> None:
@@ -120,6 +149,12 @@ def resume(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ident
     return step
 
 
+def saved_metrics(root: Path, step: int) -> list[Metrics]:
+    """The lines of metrics up to the checkpoint of `step`, which `resume` has checked; none for step 0."""
+    file = root / f"{STEP}-{step:06d}" / METRICS_NAME
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if step else []
+
+
 def load_best(root: Path, step: int, identity: RunIdentity) -> dict[str, Tensor]:
     """The weights of the best evaluation; OrpoError as for `resume`."""
     folder = root / f"{BEST}-{step:06d}"
@@ -130,10 +165,14 @@ def load_best(root: Path, step: int, identity: RunIdentity) -> dict[str, Tensor]
 def _read_state(folder: Path, identity: RunIdentity) -> int:
     """The step of a checkpoint whose files are sound and which belongs to this run."""
     try:
-        state = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+        text = (folder / STATE_NAME).read_text(encoding="utf-8")
+        state = json.loads(text)
         files, step = dict(state["files"]), int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise OrpoError(f"{folder / STATE_NAME}: damaged; delete {folder} to go on from an earlier one") from None
+        sound = text == _text(state) and state.pop("checksum") == digest(state) and folder.name.endswith(f"-{step:06d}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise OrpoError(f"{folder / STATE_NAME}: damaged; delete {folder} to go on from an earlier one")
     identity.check(folder, state)
     for name, sha256 in files.items():
         if not (folder / name).is_file() or file_sha256(folder / name) != sha256:

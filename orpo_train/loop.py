@@ -14,14 +14,24 @@ from torch import Tensor
 from orpo_data.errors import OrpoError
 from orpo_train.adapters import merge_lora
 from orpo_train.batching import PairDataset
-from orpo_train.checkpoint import RunIdentity, load_best, prune, resume, save_best, save_checkpoint, trained_weights
+from orpo_train.checkpoint import (
+    METRICS_NAME,
+    RunIdentity,
+    load_best,
+    prune,
+    resume,
+    save_best,
+    save_checkpoint,
+    saved_metrics,
+    trained_weights,
+)
 from orpo_train.config import TrainConfig
 from orpo_train.curves import draw_curves
 from orpo_train.metrics import MetricsLog
 from orpo_train.run import Run, set_up
 from orpo_train.step import evaluation_metrics, optimizer_step, tokens_of
 
-METRICS_NAME, CURVES_NAME, TRAIN_NAME, NONFINITE_NAME = "metrics.jsonl", "curves.png", "train.json", "nonfinite.jsonl"
+CURVES_NAME, TRAIN_NAME, NONFINITE_NAME = "curves.png", "train.json", "nonfinite.jsonl"
 
 # settings that change how fast a run goes, when it reports or which of its weights are kept, never a step's weights
 NOT_IDENTITY = {"model", "revision", "micro_batch_tokens", "micro_batch_size", "layout", "compile", "log_every"}
@@ -84,7 +94,7 @@ def run_steps(
     config, accelerator = run.config, run.accelerator
     checkpoints = work_dir / "checkpoints"
     step = resume(checkpoints, run.model, run.optimizer.optimizer, identity)
-    log = MetricsLog(work_dir / METRICS_NAME, step, accelerator)
+    log = MetricsLog(work_dir / METRICS_NAME, saved_metrics(checkpoints, step), accelerator)
     if config.trackers:
         accelerator.init_trackers("orpo", {k: v for k, v in settings.items() if isinstance(v, str | float | int)})
     saved, nonfinite = step, 0
@@ -109,7 +119,8 @@ def run_steps(
                 evaluate(run.held_out)
             if config.save_every and step % config.save_every == 0:
                 writes = accelerator.is_main_process
-                save_checkpoint(checkpoints, step, run.model, run.optimizer.optimizer, identity, writes=writes)
+                state = run.model, run.optimizer.optimizer, identity
+                save_checkpoint(checkpoints, step, *state, writes=writes, metrics=log.lines)
                 saved = step
             if accelerator.is_main_process:
                 prune(checkpoints, config.keep_checkpoints, {log.best(), log.best(until=saved)})

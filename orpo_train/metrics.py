@@ -48,12 +48,10 @@ def metric_sums(losses: Tensor, logps: PairLogps, lambda_: float) -> Tensor:
 class MetricsLog:
     """metrics.jsonl and the trackers; after a resume the file goes on from the checkpoint's step."""
 
-    def __init__(self, path: Path, first: int, accelerator: Accelerator) -> None:
+    def __init__(self, path: Path, lines: list[dict[str, Any]], accelerator: Accelerator) -> None:
+        """`lines` are those of the checkpoint that the run goes on from."""
         self._path, self._accelerator = path, accelerator
-        whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() and first else []  # a torn last
-        lines = [json.loads(line) for line in whole]  # line has no end
-        self.lines: list[dict[str, Any]] = [line for line in lines if line["step"] <= first]
-        accelerator.wait_for_everyone()  # every process has read the old lines
+        self.lines = lines
         if accelerator.is_main_process:
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")

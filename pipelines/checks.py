@@ -11,7 +11,7 @@ from typing import Any
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import Manifest
-from orpo_data.shards import check_sizes, file_sha256
+from orpo_data.shards import check_shard, check_sizes
 from orpo_train.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,7 @@ def check_shards(dataset: Path, manifest: Manifest) -> None:
     """OrpoError naming the first shard of the data that is not what the manifest says; reads every byte."""
     check_sizes(dataset, manifest)
     for shard in manifest.shards:
-        if file_sha256(dataset / shard.path) != shard.sha256:
-            raise OrpoError(
-                f"{dataset / shard.path}: its bytes changed since it was written (sha256 differs from the manifest); "
-                f"`orpo verify {dataset}` tells more; remove {dataset} and prepare it again"
-            )
+        check_shard(dataset, shard)
 
 
 def check_tokenizer(tokenizer: Any, base: Path, model: str) -> None:

@@ -18,13 +18,13 @@ from orpo_data.events import Recorder
 from orpo_data.folders import commit_folder, refuse_foreign_folder, remove_folder
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, digest, read_manifest
 from orpo_data.pages.evaluation import evaluation_page
-from orpo_data.shards import read_table, scan
+from orpo_data.shards import check_file, read_table, scan
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
 from orpo_train.evaluate import evaluate
 from pipelines.recipe import EvaluateConfig
-from pipelines.training import fetch_model, model_fingerprint
+from pipelines.training import check_model, fetch_model, model_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ def _model_inputs(model_dir: Path, output: Path) -> tuple[list[Input], Path | No
     """The model, the base model it was trained from (none for a foreign model), and its training's settings."""
     if not (model_dir / "config.json").is_file():
         raise OrpoError(f"{model_dir}: no model folder (it has no config.json)")
+    check_model(model_dir)
     path = provenance.relative_path(model_dir, output)
     model = Input(name=model_dir.name, path=path, stage="train", fingerprint=model_fingerprint(model_dir))
     if not (model_dir / "train.json").is_file():
@@ -160,7 +161,7 @@ def _report(output: Path, why: str, started: float) -> EvaluationReport:
         content_hash=manifest.content_hash,
         ran=bool(why),
         why=why or "unchanged",
-        result=json.loads((output / RESULT_NAME).read_text("utf-8")),
+        result=json.loads(check_file(output, manifest, RESULT_NAME)),
         seconds=time.monotonic() - started,
     )
 

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
+from orpo_train.checkpoint import METRICS_NAME
 from orpo_train.curves import Lines, draw_comparison
-from orpo_train.loop import METRICS_NAME
 from orpo_train.run import process_state
 from pipelines.checks import check_trackers
 from pipelines.jobs import TrainingJob

@@ -19,12 +19,12 @@ from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
 from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.history import lineage
-from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, Shard, digest, read_manifest
-from orpo_data.shards import file_sha256, list_files, read_table
+from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, Shard, digest, read_manifest
+from orpo_data.shards import check_file, check_shard, file_sha256, list_files, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
-from orpo_train.loop import NOT_IDENTITY, train
+from orpo_train.loop import NOT_IDENTITY, TRAIN_NAME, train
 from orpo_train.run import process_state
 from pipelines.checks import check_inputs
 from pipelines.model_card import model_card
@@ -123,6 +123,7 @@ def _weights_key(key: dict[str, Any]) -> dict[str, Any]:
 def fetch_model(model: str, revision: str | None) -> Path:
     """The local folder of a base model; a hub id is downloaded once (weights as safetensors only)."""
     if Path(model).is_dir():
+        check_model(Path(model))
         return Path(model)
     from huggingface_hub import snapshot_download
 
@@ -136,13 +137,24 @@ def fetch_model(model: str, revision: str | None) -> Path:
         ) from None
 
 
+def check_model(folder: Path) -> None:
+    """OrpoError naming a file of a model folder of ours that is not what its manifest says; the card may be edited."""
+    if not (folder / MANIFEST_NAME).exists():
+        return  # a foreign model: nobody wrote down what its bytes should be
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        check_shard(folder, shard)
+    for name in manifest.files.keys() - {"README.md"}:
+        check_file(folder, manifest, name)
+
+
 def model_fingerprint(folder: Path) -> str:
     """Hash of a model folder's weights, configuration and tokenizer: contents, not times."""
     own = {
         "_manifest.json",
         "_lineage.ndjson",
         "README.md",
-        "train.json",
+        TRAIN_NAME,
         "metrics.jsonl",
         "nonfinite.jsonl",
         "curves.png",
@@ -180,7 +192,7 @@ def _commit(
         git_commit=provenance.git_commit(),
     )
     add_stop_token(work)
-    trained = json.loads((work / "train.json").read_text("utf-8"))
+    trained = json.loads((work / TRAIN_NAME).read_text("utf-8"))
     (work / "README.md").write_text(model_card(manifest, trained, lineage(dataset).nodes), "utf-8")
     recorder.complete(manifest)
     commit_folder(work, output, manifest)
@@ -214,7 +226,7 @@ def _weights_file(folder: Path, name: str) -> Shard:
 
 def _report(output: Path, *, ran: bool, why: str, started: float) -> ModelReport:
     manifest = read_manifest(output)
-    trained = json.loads((output / "train.json").read_text("utf-8"))
+    trained = json.loads(check_file(output, manifest, TRAIN_NAME))
     return ModelReport(
         path=output,
         fingerprint=manifest.fingerprint,

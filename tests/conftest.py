@@ -1,5 +1,6 @@
 """What the tests share: small tokenizers, pairs, raw files with planted defects, one prepared run. No network."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from orpo_data.schema import PAIRS, pair_id
 os.environ["COLUMNS"] = "300"  # rich reads it on import: what is printed must not depend on where the tests run
 
 if TYPE_CHECKING:
+    from orpo_train.config import TrainConfig
     from pipelines.recipe import Recipe
+    from pipelines.training import ModelReport
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -277,3 +280,73 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[...
     output = tmp_path_factory.mktemp("run")
     prepare(make_recipe(), output)
     return output
+
+
+@pytest.fixture
+def snapshot() -> Callable[[Path], dict[str, str]]:
+    """Every path below a folder, with the sha256 of a file's bytes."""
+
+    def take(folder: Path) -> dict[str, str]:
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            for path in sorted(folder.rglob("*"))
+        }
+
+    return take
+
+
+# --- a tiny model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_dir: Path) -> Path:
+    """A random Llama of two layers with the chat tokenizer's vocabulary."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and wait for it on a busy machine
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer_dir)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tiny_model_dir: Path) -> Callable[..., "TrainConfig"]:
+    """Settings of a few quick steps, with a checkpoint after every second one."""
+    from orpo_train.config import TrainConfig
+
+    least = {
+        "model": str(tiny_model_dir),
+        "learning_rate": 1e-2,
+        "max_steps": 6,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "save_every": 2,
+        "precision": "fp32",
+    }
+    return lambda **settings: TrainConfig.model_validate(least | settings)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny_training: Callable[..., "TrainConfig"]
+) -> "ModelReport":
+    """One finished training run. Read only."""
+    from pipelines.training import train_model
+
+    output = tmp_path_factory.mktemp("trained") / "model"
+    return train_model(prepared / "tokenize", tiny_training(), output, job="test")

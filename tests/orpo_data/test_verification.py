@@ -65,24 +65,16 @@ def test_any_changed_byte(folder: Path, name: str, offset: int, change: int) -> 
     offset %= len(before)
     file.write_bytes(before[:offset] + bytes([before[offset] ^ change]) + before[offset + 1 :])
     try:
-        same_document = name == MANIFEST_NAME and _json(file.read_bytes()) == json.loads(before)  # white space alone
-        assert names(folder) == (set() if same_document else {name})
+        assert names(folder) == {name}
     finally:
         file.write_bytes(before)
-
-
-def _json(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
 
 
 @given(st.sampled_from(FILES), st.integers(0))
 def test_any_truncation(folder: Path, name: str, length: int) -> None:
     file = folder / name
     before = file.read_bytes()
-    file.write_bytes(before[: length % len(before.rstrip())])
+    file.write_bytes(before[: length % len(before)])
     try:
         assert names(folder) == {name}
     finally:

@@ -197,7 +197,7 @@ def trained(make_model: Make, make_config: Make) -> Callable[[int], tuple[Any, t
 
 
 def _saved(root: Path, step: int, model: Any, optimizer: torch.optim.Optimizer) -> Path:
-    save_checkpoint(root, step, model, optimizer, IDENTITY, writes=True)
+    save_checkpoint(root, step, model, optimizer, IDENTITY, writes=True, metrics=[{"step": step}])
     return root / f"step-{step:06d}"
 
 
@@ -210,7 +210,7 @@ def _state(model: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 def test_weights_and_moments_come_back(trained: Make, tmp_path: Path) -> None:
     saved, fresh = trained(3), trained(0)
     folder = _saved(tmp_path, 3, *saved)
-    assert sorted(path.name for path in folder.iterdir()) == [WEIGHTS, "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [METRICS, WEIGHTS, "optimizer.safetensors", "state.json"]
     assert resume(tmp_path, *fresh, IDENTITY) == 3
     before, after = _state(*saved), _state(*fresh)
     assert len(before) == len(after)
@@ -242,7 +242,7 @@ def test_a_half_written_checkpoint_is_none(trained: Make, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "optimizer.safetensors"])
+@pytest.mark.parametrize("name", [WEIGHTS, METRICS, "optimizer.safetensors"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_damage_is_refused_by_name(name: str, damage: str, trained: Make, tmp_path: Path) -> None:
     file = _saved(tmp_path, 2, *trained(2)) / name
