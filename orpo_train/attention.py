@@ -6,8 +6,8 @@ as a keyword argument of the model's forward pass. A layer's sliding window is c
 the response followed the prompt directly.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, wraps
 from itertools import accumulate
@@ -189,3 +189,15 @@ def use_packed_attention(model: Any, backend: str) -> None:
     disable: Callable[..., Any] = torch.compiler.disable  # a compiler would make its many branches anew each time
     AttentionInterface.register(name, disable(function))
     model.set_attn_implementation(name)
+
+
+@contextmanager
+def own_attention(model: Any) -> Iterator[None]:
+    """For a while, one of transformers' attentions in place of sdpa_trees or flex_trees, which know no cache."""
+    usual = model.config._attn_implementation
+    if usual in {name for name, _ in PACKED_ATTENTION.values()}:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)

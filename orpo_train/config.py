@@ -9,6 +9,17 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
 
+class Sampling(_Settings):
+    """How an answer to a prompt is drawn, token by token."""
+
+    max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of an answer.")
+    temperature: float = Field(default=1.0, ge=0, description="Logits are divided by it; 0: the likeliest token.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Draw among the likeliest tokens of this probability (arXiv 1904.09751)."
+    )
+    seed: int = Field(default=42, ge=0, description="Seed of the draws; each prompt has a stream of its own.")
+
+
 class LoraConfig(_Settings):
     """Low-rank adapters (arXiv 2106.09685), merged into the weights at the end."""
 

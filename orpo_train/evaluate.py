@@ -13,6 +13,8 @@ from torch import Tensor
 
 from orpo_data.errors import OrpoError
 from orpo_train.batching import SIDES, IntArray, Limits, PairDataset, micro_batches
+from orpo_train.config import Sampling
+from orpo_train.generate import end_tokens, generate
 from orpo_train.layout import NllScope
 from orpo_train.model import (
     PLAIN,
@@ -97,23 +99,11 @@ def summarise(scores: PairScores) -> dict[str, float]:
     }
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-    """Greedy answers to prompts of token ids, one at a time."""
-    answers = []
-    device = next(model.parameters()).device
-    model.eval()
-    for prompt in prompts:
-        ids = torch.tensor([list(prompt)], device=device)
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-        answers.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
-    return answers
+def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    """The likeliest answers to prompts of token ids, as text."""
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
+    answers = generate(model, prompts, sampling, end_tokens(model, tokenizer))
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
 
 
 def evaluate(
@@ -173,7 +163,7 @@ def _judge(
     check_fits(model, data)
     layout = choose_layout(model, data, "auto")
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        answers = generate(model, tokenizer, prompts, new_tokens) if prompts else []  # with its own attention
+        answers = greedy_answers(model, tokenizer, prompts, new_tokens)
     limits = Limits(max(PASS.tokens, 2 * data.longest))
     scores = score_pairs(SequenceScorer(model, layout, precision), data, np.arange(len(data)), scope, limits)
     return scores, answers

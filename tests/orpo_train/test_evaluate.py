@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from orpo_data.errors import OrpoError
 from orpo_train.batching import SIDES, Limits, PairDataset, tree_of
-from orpo_train.evaluate import PairScores, evaluate, generate, score_pairs, summarise
+from orpo_train.evaluate import PairScores, evaluate, greedy_answers, score_pairs, summarise
 from orpo_train.model import SequenceScorer, pair_sums
 from orpo_train.objectives import log_odds
 
@@ -129,7 +129,7 @@ def test_answers_are_greedy_and_without_the_prompt(folders: tuple[Path, Path], m
         if ids[-1] == model.generation_config.eos_token_id:
             break
     expected = tokenizer.decode(ids[3:], skip_special_tokens=True).strip()
-    assert generate(model, tokenizer, [prompt], max_new_tokens=6) == [expected]
+    assert greedy_answers(model, tokenizer, [prompt], max_new_tokens=6) == [expected]
     assert expected
 
 
