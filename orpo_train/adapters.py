@@ -16,6 +16,8 @@ from orpo_data.errors import OrpoError, UsageError
 from orpo_train.checkpoint import set_weights
 from orpo_train.config import LoraConfig, TrainConfig
 from orpo_train.model import load_model
+from orpo_train.objectives import OBJECTIVES
+from orpo_train.reward import load_reward_model
 
 
 def load_base(config: TrainConfig) -> Any:
@@ -25,12 +27,21 @@ def load_base(config: TrainConfig) -> Any:
     """
     if config.lora is not None:
         _check_installed(config.lora)
-    model = load_model(config.model, config.revision, trust_remote_code=config.trust_remote_code)
+    model = _load(config)
     return quantize_nf4(model) if config.lora is not None and config.lora.quantize else model
 
 
+def _load(config: TrainConfig) -> Any:
+    """With the head that the objective needs; a new one is drawn from the run's seed, the same in every process."""
+    if not OBJECTIVES[config.objective].scalar_head:
+        return load_model(config.model, config.revision, trust_remote_code=config.trust_remote_code)
+    torch.manual_seed(config.seed)
+    return load_reward_model(config.model, config.revision, trust_remote_code=config.trust_remote_code, new_head=True)
+
+
 def attach_lora(model: Any, lora: LoraConfig) -> Any:
-    """The same model with fp32 adapters that change nothing yet (B = 0); all its own weights are frozen.
+    """The same model with fp32 adapters that change nothing yet (B = 0); all its own weights are frozen, but for a
+    scalar head.
 
     Raises UsageError if `lora.modules` names the output head or no linear layer.
     """
@@ -45,7 +56,10 @@ def attach_lora(model: Any, lora: LoraConfig) -> Any:
         target_modules=names,
         fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),  # GPT-2 stores its matrices transposed
     )
-    return peft.inject_adapter_in_model(settings, model)
+    adapted = peft.inject_adapter_in_model(settings, model)
+    if model.get_output_embeddings() is None:  # a scalar head is new, nothing is known by it yet
+        model.score.requires_grad_(True)
+    return adapted
 
 
 def merge_lora(adapters: dict[str, Tensor], config: TrainConfig) -> Any:
@@ -59,8 +73,7 @@ def merge_lora(adapters: dict[str, Tensor], config: TrainConfig) -> Any:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     assert config.lora is not None
-    plain: Any = load_model(config.model, config.revision, trust_remote_code=config.trust_remote_code)
-    model = attach_lora(plain, config.lora)
+    model = attach_lora(_load(config), config.lora)
     set_weights(model, adapters, Path(config.model))
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):

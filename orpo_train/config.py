@@ -39,8 +39,8 @@ class TrainConfig(_Settings):
 
     model: str = Field(description="Base model: a local folder or a hub id.")
     revision: str | None = Field(default=None, description="Commit of the model on the hub.")
-    objective: Literal["orpo", "sft", "probability-ratio"] = Field(
-        default="orpo", description="The loss; sft has no preference term, probability-ratio is the paper's ablation."
+    objective: Literal["orpo", "sft", "probability-ratio", "reward"] = Field(
+        default="orpo", description="The loss, one of orpo_train.objectives; reward trains a reward model."
     )
     lambda_: float = Field(default=0.1, ge=0, alias="lambda", description="Weight of the preference term.")
     nll_scope: Literal["response", "prompt+response"] = Field(

@@ -15,7 +15,21 @@ PANELS = {
     "loss": {"loss": "total", "nll_loss": "supervised (NLL)"},
     "share of pairs where chosen is likelier": {"rewards/accuracies": "accuracy"},
 }
-CHANCE = {LOG_ODDS: 0.0, "share of pairs where chosen is likelier": 0.5}
+REWARD_PANELS = {
+    "score of the answers": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
+    "margin, chosen over rejected": {"rewards/margins": "margin"},
+    "loss": {"loss": "total"},
+    "share of pairs where chosen scores higher": {"rewards/accuracies": "accuracy"},
+}
+"""Of a reward model, which knows no log-probabilities."""
+
+CHANCE = {
+    LOG_ODDS: 0.0,
+    "margin, chosen over rejected": 0.0,
+    "share of pairs where chosen is likelier": 0.5,
+    "share of pairs where chosen scores higher": 0.5,
+}
+AXES = {LOGPS: "log-probability", LOG_ODDS: "log odds ratio"}
 COLOURS = {"chosen": "#1f6fb4", "rejected": "#c8443a", "supervised (NLL)": "#7f8c8d"}
 DARK = "#2c3e50"
 
@@ -23,8 +37,9 @@ DARK = "#2c3e50"
 def draw_curves(path: Path, train: Lines, evaluations: Lines) -> None:
     """Four panels over optimizer steps: faint lines for training batches, dots for the held-out pairs."""
     figure, grid = _pyplot().subplots(2, 2, figsize=(11, 7), layout="constrained")
-    for axes, title in zip(grid.flat, PANELS, strict=True):
-        _draw_panel(axes, title, [*train, *evaluations])
+    panels = panels_of([*train, *evaluations])
+    for axes, (title, metrics) in zip(grid.flat, panels.items(), strict=True):
+        _draw_panel(axes, title, metrics, [*train, *evaluations])
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("optimizer step")
         _label_curves(axes)
@@ -39,22 +54,29 @@ def draw_comparison(path: Path, runs: Mapping[str, Lines]) -> None:
     size = (1.5 + 3 * len(runs), 6)
     shared = {"sharex": True, "sharey": "row", "squeeze": False}
     figure, grid = _pyplot().subplots(2, len(runs), figsize=size, layout="constrained", **shared)
+    panels = list(panels_of([line for lines in runs.values() for line in lines]).items())[:2]
     for column, (name, lines) in zip(grid.T, runs.items(), strict=True):
-        for axes, title in zip(column, (LOGPS, LOG_ODDS), strict=True):
-            _draw_panel(axes, title, lines)
+        for axes, (title, metrics) in zip(column, panels, strict=True):
+            _draw_panel(axes, title, metrics, lines)
         column[0].set_title(name, fontsize=11)
         column[1].set_xlabel("optimizer step")
-    grid[0, 0].set_ylabel("log-probability")
-    grid[1, 0].set_ylabel("log odds ratio")
+    for axes, (title, _) in zip(grid[:, 0], panels, strict=True):
+        axes.set_ylabel(AXES.get(title, title))
     _label_curves(grid[0, 0])
     _save(figure, path)
 
 
-def _draw_panel(axes: Any, title: str, lines: Lines) -> None:
+def panels_of(lines: Lines) -> dict[str, dict[str, str]]:
+    """What there is to draw: metrics and their labels, by the title of a panel."""
+    names = {name.removeprefix("eval/") for line in lines for name in line}
+    return REWARD_PANELS if "rewards/chosen" in names and "logps/chosen" not in names else PANELS
+
+
+def _draw_panel(axes: Any, title: str, metrics: Mapping[str, str], lines: Lines) -> None:
     """Each metric of a panel, as far as the lines have it: training under sft knows nothing of rejected answers."""
     if title in CHANCE:
         axes.axhline(CHANCE[title], color="#b0b7bd", linewidth=0.8, zorder=0)
-    for metric, label in PANELS[title].items():
+    for metric, label in metrics.items():
         colour = COLOURS.get(label, DARK)
         axes.plot(*_course(lines, metric), color=colour, linewidth=1.2, alpha=0.4)
         axes.plot(*_course(lines, f"eval/{metric}"), color=colour, linewidth=1.2, marker="o", markersize=4.5)

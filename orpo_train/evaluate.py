@@ -1,6 +1,6 @@
 """How a model judges held-out pairs, and what it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import SIDES, IntArray, Limits, PairDataset, micro_batches
+from orpo_train.batching import SIDES, IntArray, Limits, MicroBatch, PairDataset, micro_batches
 from orpo_train.config import Sampling
 from orpo_train.generate import end_tokens, generate
-from orpo_train.layout import NllScope
+from orpo_train.layout import Batch, NllScope
 from orpo_train.model import (
     PLAIN,
     PairSums,
+    Scorer,
     SequenceScorer,
     check_fits,
     choose_layout,
     load_model,
-    pair_sums,
 )
 from orpo_train.objectives import log_odds
 
@@ -44,9 +44,34 @@ class PairScores:
     nll_tokens: FloatArray
     log_odds_ratio: FloatArray  # log odds of chosen minus log odds of rejected
 
-    def sums(self) -> PairSums:
-        columns = (self.chosen, self.rejected, self.nll_sum, self.nll_tokens)
-        return PairSums(*(torch.from_numpy(column) for column in columns))
+
+def forward_passes(
+    scorer: Scorer,
+    data: PairDataset,
+    pairs: IntArray,
+    scope: NllScope,
+    limits: Limits = PASS,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[MicroBatch, Batch, Tensor]]:
+    """This process' share of some pairs, pass by pass without gradient: what ran, and the values the scorer read.
+
+    All processes do equally many passes; one of weight 0 only keeps step with the others.
+    """
+    device = next(scorer.parameters()).device
+    training = scorer.training
+    scorer.eval()
+    try:
+        for start in range(0, len(pairs), PAIRS_PER_PLAN):
+            plan = pairs[start : start + PAIRS_PER_PLAN]
+            passes = micro_batches(data, plan, SIDES, limits, packed=scorer.layout != PLAIN, multiple=world)
+            for micro in passes[rank::world]:
+                batch = scorer.collate(data, micro.trees, scope).to(device)
+                with torch.no_grad():
+                    values = scorer(batch)
+                yield micro, batch, values
+    finally:
+        scorer.train(training)
 
 
 def score_pairs(
@@ -59,22 +84,12 @@ def score_pairs(
     world: int = 1,
 ) -> PairScores:
     """Score this process' share of some pairs without gradient; all processes do equally many forward passes."""
-    device = next(scorer.parameters()).device
     scored: list[int] = []
     columns: list[Tensor] = []
-    training = scorer.training
-    scorer.eval()
-    with torch.no_grad():
-        for start in range(0, len(pairs), PAIRS_PER_PLAN):
-            plan = pairs[start : start + PAIRS_PER_PLAN]
-            passes = micro_batches(data, plan, SIDES, limits, packed=scorer.layout != PLAIN, multiple=world)
-            for micro in passes[rank::world]:
-                batch = scorer.collate(data, micro.trees, scope).to(device)
-                values = _columns(pair_sums(scorer(batch), batch)).cpu()
-                if micro.weight:
-                    scored += [pair for tree in micro.trees for pair in tree.pairs]
-                    columns.append(values)
-    scorer.train(training)
+    for micro, batch, values in forward_passes(scorer, data, pairs, scope, limits, rank, world):
+        if micro.weight:
+            scored += [pair for tree in micro.trees for pair in tree.pairs]
+            columns.append(_columns(scorer.sums(values, batch)).cpu())
     order = np.argsort(np.array(scored, np.int64), kind="stable")
     table: FloatArray = torch.cat(columns).numpy() if columns else np.empty((0, 5), np.float32)
     return PairScores(np.array(scored, np.int64)[order], *table[order].T)

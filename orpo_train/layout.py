@@ -30,6 +30,7 @@ class Batch:
     positions: Tensor  # [K] into the flattened [R * T] rows: where the target is predicted
     targets: Tensor  # [K] token ids
     segment: Tensor  # [K] the segment that the target belongs to
+    ends: Tensor  # [segments] into the flattened rows: where a response's last token lies; 0 for a prompt
     prompt: Tensor  # [B] segment of each pair's prompt, which has positions only where the loss covers prompts
     chosen: Tensor  # [B] segment of its chosen answer
     rejected: Tensor  # [B], or [0] when the rejected answers are not needed
@@ -49,12 +50,17 @@ class _Reads:
         self._positions: list[npt.NDArray[np.int64]] = []
         self._targets: list[npt.NDArray[np.int32]] = []
         self._segments: list[tuple[int, int]] = []
+        self._ends: dict[int, int] = {}
 
     def add(self, segment: int, targets: npt.NDArray[np.int32], before: int, first: int) -> None:
         """A run of targets that lies at `first`; what predicts its first token lies at `before`."""
         self._positions.append(np.concatenate([[before], np.arange(first, first + len(targets) - 1)]))
         self._targets.append(targets)
         self._segments.append((segment, len(targets)))
+
+    def end(self, segment: int, last: int) -> None:
+        """The response `segment` ends in the token at `last`."""
+        self._ends[segment] = last
 
     def batch(self, trees: Sequence[Tree], input_ids: Tensor, position_ids: Tensor) -> Batch:
         numbers, counts = np.array(self._segments).T
@@ -66,6 +72,7 @@ class _Reads:
             positions=torch.from_numpy(np.concatenate(self._positions)),
             targets=torch.from_numpy(np.concatenate(self._targets).astype(np.int64)),
             segment=torch.from_numpy(np.repeat(numbers, counts)),
+            ends=torch.tensor([self._ends.get(segment, 0) for segment in range(first[-1])]),
             prompt=torch.tensor([start for start, tree in pairs for _ in tree.pairs]),
             chosen=torch.tensor([start + 1 + place for start, tree in pairs for place in tree.chosen]),
             rejected=torch.tensor([start + 1 + p for start, tree in pairs for p in tree.rejected], dtype=torch.long),
@@ -101,6 +108,7 @@ def collate_packed(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "
             tokens.append(response)
             position_ids.append(np.arange(len(prompt), len(prompt) + len(response)))
             end += len(response)
+            reads.end(number, end - 1)
         branches.append((len(prompt), *map(len, responses)))
         start, segment = end, segment + 1 + len(responses)
     row = torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None]
@@ -133,7 +141,9 @@ def collate_plain(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "r
             reads.add(segment, prompt[1:], row * width, row * width + 1)
         for number, (pair, side) in enumerate(tree.responses, segment + 1):
             first = row * width + len(prompt)
-            reads.add(number, data.response(pair, side), first - 1, first)
+            response = data.response(pair, side)
+            reads.add(number, response, first - 1, first)
+            reads.end(number, first + len(response) - 1)
             row += 1
         segment += 1 + len(tree.responses)
     batch = reads.batch(trees, torch.from_numpy(input_ids), torch.arange(width).expand(len(sequences), width))

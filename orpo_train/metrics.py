@@ -1,6 +1,7 @@
 """The figures of a step, under the names TRL's users know, and the file they go to."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +10,46 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from orpo_train.objectives import PairLogps, log_odds
+from orpo_train.objectives import Objective, PairLogps, log_odds
 
 CHOSEN_METRICS = ("loss", "nll_loss", "logps/chosen")
 """What can be said where only the chosen answers ran."""
 
-METRICS = (
-    *CHOSEN_METRICS,
-    "log_odds_ratio",
-    "log_odds_chosen",
-    "logps/rejected",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-)
+REWARD_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
+
+METRICS = (*CHOSEN_METRICS, "log_odds_ratio", "log_odds_chosen", "logps/rejected", *REWARD_METRICS)
 
 
-def metric_sums(losses: Tensor, logps: PairLogps, lambda_: float) -> Tensor:
-    """Sums over the pairs in the order of METRICS; a reward is lambda times a mean log-probability."""
-    odds_ratio = log_odds(logps.chosen) - log_odds(logps.rejected)
-    margin = logps.chosen - logps.rejected
+def names_of(objective: Objective, *, both_sides: bool) -> tuple[str, ...]:
+    """The figures that an objective has, where rejected answers ran or did not; a scalar head knows no tokens."""
+    if objective.scalar_head:
+        return "loss", *REWARD_METRICS
+    return METRICS if both_sides else CHOSEN_METRICS
+
+
+def metric_sums(losses: Tensor, pairs: PairLogps, objective: Objective, weight: float) -> Tensor:
+    """Sums over the pairs in the order of METRICS; a reward is the objective's own, times its weight."""
+    odds_ratio = log_odds(pairs.chosen) - log_odds(pairs.rejected)
+    chosen, rejected = objective.rewards(pairs)
     columns = (
         losses,
-        logps.nll,
-        logps.chosen,
+        pairs.nll,
+        pairs.chosen,
         logsigmoid(odds_ratio),
         odds_ratio,
-        logps.rejected,
-        lambda_ * logps.chosen,
-        lambda_ * logps.rejected,
-        (margin > 0).float(),
-        lambda_ * margin,
+        pairs.rejected,
+        weight * chosen,
+        weight * rejected,
+        (chosen > rejected).float(),
+        weight * (chosen - rejected),
     )
     return torch.stack([column.detach().float().sum() for column in columns])
+
+
+def named_means(sums: Tensor, pairs: int, names: Sequence[str]) -> dict[str, float]:
+    """Of the sums of METRICS over `pairs`, the means of the figures in `names`."""
+    values = dict(zip(METRICS, (sums / pairs).tolist(), strict=True))
+    return {name: values[name] for name in names}
 
 
 class MetricsLog:

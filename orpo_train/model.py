@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,34 +31,37 @@ def load_model(model: str | Path, revision: str | None = None, *, trust_remote_c
     Raises OrpoError in one line when it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
+
+    loaded, missing = load_pretrained(AutoModelForCausalLM, model, revision, trust_remote_code=trust_remote_code)
+    if missing:
+        raise OrpoError(f"train.model: {str(model)!r} lacks weights, {missing[0]} and {len(missing) - 1} more")
+    return loaded
+
+
+def load_pretrained(kind: Any, model: str | Path, revision: str | None, **settings: Any) -> tuple[nn.Module, list[str]]:
+    """A model by one of transformers' Auto classes, and the names of the weights that its files lack."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            model,
-            revision=revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+        loaded, report = kind.from_pretrained(
+            model, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise OrpoError(f"train.model: cannot load {str(model)!r}: {str(error).strip().splitlines()[0]}") from None
-    if missing := sorted(report["missing_keys"]):
-        raise OrpoError(f"train.model: {str(model)!r} lacks weights, {missing[0]} and {len(missing) - 1} more")
-    bare: nn.Module = loaded
-    return bare
+    return loaded, sorted(report["missing_keys"])
 
 
-class SequenceScorer(nn.Module):
-    """Runs a model's body and reads log-probabilities at the positions of a batch; logits are never made whole.
+class Scorer(nn.Module):
+    """Runs a model's body over batches; what is read from its hidden states is for a subclass to say.
 
     Args:
-        model: a causal language model of transformers.
+        model: a model of transformers.
         layout: how batches lie, "flex", "sdpa" or "plain"; see `choose_layout`.
-        precision: of the matrix products, "fp32" or "bf16"; weights, their gradients and log-probabilities are fp32.
+        precision: of the matrix products, "fp32" or "bf16"; weights, their gradients and what is read are fp32.
     """
+
+    reads: ClassVar[str]  # what `read` reads, in words
 
     def __init__(self, model: nn.Module, layout: str = PLAIN, precision: str = "fp32") -> None:
         super().__init__()
@@ -68,8 +71,6 @@ class SequenceScorer(nn.Module):
         self._bf16 = precision == "bf16"
         # accelerate shards these classes of layers one by one
         self._no_split_modules = getattr(model, "_no_split_modules", None)
-        self._shape = HeadShape.of(self.model.config)
-        check_head(model, self._shape)
         if layout != PLAIN:
             use_packed_attention(model, layout)
 
@@ -78,23 +79,50 @@ class SequenceScorer(nn.Module):
         return collate_plain if self.layout == PLAIN else collate_packed
 
     def forward(self, batch: Batch) -> Tensor:
-        """log p of each target of the batch, [K] in fp32."""
+        """What `read` reads; a method of its own so that wrappers see the whole of a pass."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self._bf16):
-            return self._token_logprobs(batch)
+            return self.read(self._hidden(batch), batch)
 
-    def _token_logprobs(self, batch: Batch) -> Tensor:
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Values in fp32 from the last hidden states of the flattened rows, [R * T, H]."""
+        raise NotImplementedError
+
+    def sums(self, values: Tensor, batch: Batch) -> "PairSums":
+        """What the values of `read` say of each pair."""
+        raise NotImplementedError
+
+    def _hidden(self, batch: Batch) -> Tensor:
         batch = rounded_up(batch)
         packed = {} if batch.branches is None else {"branches": batch.branches}
-        hidden = self.model.base_model(
+        hidden: Tensor = self.model.base_model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
             **packed,
-        ).last_hidden_state  # [R, T, H]
-        read = hidden.reshape(-1, hidden.shape[-1])[batch.positions]  # [K, H]
+        ).last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1])
+
+
+class SequenceScorer(Scorer):
+    """A causal language model that reads log-probabilities; logits are never made whole."""
+
+    reads = "a log-probability"
+
+    def __init__(self, model: nn.Module, layout: str = PLAIN, precision: str = "fp32") -> None:
+        shape = HeadShape.of(model.config)
+        check_head(model, shape)  # by the model's own attention
+        super().__init__(model, layout, precision)
+        self._shape = shape
+
+    def read(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """log p of each target of the batch, [K]."""
         head = self.model.get_output_embeddings()
-        return token_logprobs(read, head.weight, batch.targets, getattr(head, "bias", None), self._shape)
+        bias = getattr(head, "bias", None)
+        return token_logprobs(hidden[batch.positions], head.weight, batch.targets, bias, self._shape)
+
+    def sums(self, values: Tensor, batch: Batch) -> "PairSums":
+        return pair_sums(values, batch)
 
 
 def rounded_up(batch: Batch) -> Batch:
@@ -140,8 +168,8 @@ def pair_sums(token_logps: Tensor, batch: Batch) -> PairSums:
     )
 
 
-def choose_layout(model: Any, data: PairDataset, wanted: str) -> str:
-    """The fastest layout in which the model gives real pairs the log-probabilities of the plain one.
+def choose_layout(model: Any, data: PairDataset, wanted: str, scorer: type[Scorer] = SequenceScorer) -> str:
+    """The fastest layout in which the scorer reads the same of real pairs as in the plain one.
 
     `wanted` is that of the configuration: "auto" tries FlexAttention (on CUDA), then scaled_dot_product_attention, and
     falls back to plain with a warning; a named layout that disagrees is an OrpoError. The model's weights must be in
@@ -151,9 +179,9 @@ def choose_layout(model: Any, data: PairDataset, wanted: str) -> str:
     if wanted == PLAIN:
         return PLAIN
     pairs = sample_pairs(data)
-    plain = _probe(model, PLAIN, data, pairs)
+    plain = _probe(scorer, model, PLAIN, data, pairs)
     for layout in candidates:
-        why = disagreement(model, layout, data, pairs, plain)
+        why = disagreement(model, layout, data, pairs, plain, scorer)
         if why is None:
             return layout
         if wanted != "auto":
@@ -169,11 +197,13 @@ def sample_pairs(data: PairDataset, count: int = 3) -> list[int]:
     return sorted({int(order[int(share * (len(order) - 1))]) for share in np.linspace(0.05, 0.3, count)})
 
 
-def disagreement(model: Any, layout: str, data: PairDataset, pairs: list[int], plain: Tensor) -> str | None:
-    """Why a packed layout cannot be used, None when it gives the same log-probabilities as `plain`, [K]."""
+def disagreement(
+    model: Any, layout: str, data: PairDataset, pairs: list[int], plain: Tensor, scorer: type[Scorer] = SequenceScorer
+) -> str | None:
+    """Why a packed layout cannot be used, None when the scorer reads the same as `plain`, [K]."""
     own = model.config._attn_implementation
     try:
-        packed = _probe(model, layout, data, pairs)
+        packed = _probe(scorer, model, layout, data, pairs)
     except torch.OutOfMemoryError:
         raise
     except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError) as error:
@@ -181,20 +211,20 @@ def disagreement(model: Any, layout: str, data: PairDataset, pairs: list[int], p
     finally:
         model.set_attn_implementation(own)
     largest = float((packed - plain).abs().max())
-    return None if largest <= LAYOUT_TOLERANCE else f"a log-probability differs by {largest:.2g}"
+    return None if largest <= LAYOUT_TOLERANCE else f"{scorer.reads} differs by {largest:.2g}"
 
 
-def _probe(model: Any, layout: str, data: PairDataset, pairs: list[int]) -> Tensor:
-    """Log-probabilities of all tokens of some pairs, [K]: both layouts read them in the same order."""
+def _probe(kind: type[Scorer], model: Any, layout: str, data: PairDataset, pairs: list[int]) -> Tensor:
+    """What is read of some pairs, [K]: both layouts read it in the same order."""
     assert layout == PLAIN or layout in PACKED_ATTENTION
     trees = grow_trees(data, pairs, SIDES, Limits(data.longest, pairs=1))
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            scorer = SequenceScorer(model, layout)
-            logps: Tensor = scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))
-            return logps
+            scorer = kind(model, layout)
+            values: Tensor = scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))
+            return values
     finally:
         model.train(training)
 

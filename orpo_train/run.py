@@ -16,8 +16,9 @@ from orpo_train import zero
 from orpo_train.adapters import attach_lora, load_base
 from orpo_train.batching import SIDES, BatchOrder, Limits, PairDataset, batches_per_epoch, check_limits
 from orpo_train.config import TrainConfig
-from orpo_train.model import PLAIN, SequenceScorer, check_fits, choose_layout
+from orpo_train.model import PLAIN, Scorer, SequenceScorer, check_fits, choose_layout
 from orpo_train.objectives import OBJECTIVES, Objective
+from orpo_train.reward import RewardScorer
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Run:
         return self.bare_scorer.model
 
     @property
-    def bare_scorer(self) -> SequenceScorer:
-        bare: SequenceScorer = self.accelerator.unwrap_model(self.scorer)
+    def bare_scorer(self) -> Scorer:
+        bare: Scorer = self.accelerator.unwrap_model(self.scorer)
         return bare
 
     @property
@@ -50,6 +51,11 @@ class Run:
     @property
     def objective(self) -> Objective:
         return OBJECTIVES[self.config.objective]
+
+    @property
+    def weight(self) -> float:
+        """What the objective's loss is given beside the pairs."""
+        return self.config.lambda_ if self.objective.weight == "lambda" else 1.0
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -80,7 +86,8 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
     model: Any = load_base(config).to(accelerator.device)
     for pairs in filter(None, (data, held_out)):
         check_fits(model, pairs)
-    layout = choose_layout(model, data, config.layout)
+    kind = RewardScorer if OBJECTIVES[config.objective].scalar_head else SequenceScorer
+    layout = choose_layout(model, data, config.layout, kind)
     check_limits(data, sides_of(config), config.micro_batch_tokens, packed=layout != PLAIN)
     if held_out is not None:
         check_limits(held_out, SIDES, config.micro_batch_tokens, packed=layout != PLAIN)
@@ -90,8 +97,8 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
         model.activation_checkpointing_enable()
     if config.compile:
         compile_layers(model)
-    bare, optimizer = SequenceScorer(model, layout, config.precision), make_optimizer(model, config)
-    if zero.in_use(accelerator):
+    bare, optimizer = kind(model, layout, config.precision), make_optimizer(model, config)
+    if zero.in_use(accelerator) and kind is SequenceScorer:
         zero.announce_head(bare)
     scorer, optimizer = accelerator.prepare(bare, optimizer)
     scorer.train()

@@ -9,14 +9,13 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from orpo_train import zero
 from orpo_train.batching import IntArray, PairDataset, micro_batches
-from orpo_train.evaluate import score_pairs
-from orpo_train.metrics import CHOSEN_METRICS, METRICS, metric_sums
-from orpo_train.model import PLAIN, PairSums, pair_sums
-from orpo_train.objectives import Objective, PairLogps
+from orpo_train.evaluate import forward_passes
+from orpo_train.metrics import METRICS, metric_sums, named_means, names_of
+from orpo_train.model import PLAIN, PairSums
+from orpo_train.objectives import PairLogps
 from orpo_train.run import Run
 from orpo_train.schedule import learning_rate_factor
 
@@ -39,19 +38,20 @@ def optimizer_step(run: Run, step: int) -> dict[str, float]:
         last = index == len(mine) - 1
         with nullcontext() if last else accelerator.no_sync(run.scorer):
             rows = run.bare_scorer.collate(run.data, micro.trees, config.nll_scope).to(accelerator.device)
-            logps = reduced(pair_sums(run.scorer(rows), rows), config.nll_reduction, nll_tokens, len(batch))
-            losses = run.objective.loss(logps, config.lambda_)
+            pairs = reduced(run.bare_scorer.sums(run.scorer(rows), rows), config.nll_reduction, nll_tokens, len(batch))
+            losses = run.objective.loss(pairs, run.weight)
             # the mean over the global batch; processes average their gradients, the sum over all of them is wanted
             loss = losses.sum() * (micro.weight * world / len(batch))
             if run.zero:
                 zero.backward(run.scorer, loss, last=last)
             else:
                 accelerator.backward(loss)
-        sums += metric_sums(losses, logps, config.lambda_) * micro.weight
+        sums += metric_sums(losses, pairs, run.objective, run.weight) * micro.weight
     rate = config.learning_rate * learning_rate_factor(config.schedule, step, config.warmup(run.total), run.total)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    metrics = named_means(accelerator.reduce(sums, reduction="sum"), len(batch), run.objective)
+    names = names_of(run.objective, both_sides=run.objective.needs_rejected)
+    metrics = named_means(accelerator.reduce(sums, reduction="sum"), len(batch), names)
     grad_norm = update(run, finite=math.isfinite(metrics["loss"]))
     facts = {"grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens_of(run, batch), "pairs": len(batch)}
     return metrics | facts if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm) else facts
@@ -78,25 +78,21 @@ def reduced(sums: PairSums, reduction: str, nll_tokens: int, pairs: int) -> Pair
     return PairLogps(nll, sums.chosen, sums.rejected)
 
 
-def named_means(sums: Tensor, pairs: int, objective: Objective) -> dict[str, float]:
-    """The metrics of a batch; without rejected answers only what the chosen ones tell."""
-    values = dict(zip(METRICS, (sums / pairs).tolist(), strict=True))
-    return values if objective.needs_rejected else {name: values[name] for name in CHOSEN_METRICS}
-
-
 def tokens_of(run: Run, batch: IntArray) -> int:
     """Tokens of a batch's sequences, those of a shared prompt counted with each."""
     return sum(int(run.data.lengths[side][batch].sum()) for side in run.sides)
 
 
 def evaluation_metrics(run: Run, data: PairDataset) -> dict[str, float]:
-    """The metrics over the held-out pairs, both sides, as eval/...; each process scores its share."""
+    """The metrics over the held-out pairs, both sides, as eval/...; each process runs its share."""
     accelerator, config = run.accelerator, run.config
-    place = (accelerator.process_index, accelerator.num_processes)
     everything: IntArray = np.arange(len(data))
-    scores = score_pairs(run.bare_scorer, data, everything, config.nll_scope, run.limits, *place)
     nll_tokens = data.nll_tokens(everything, config.nll_scope)
-    logps = reduced(scores.sums(), config.nll_reduction, nll_tokens, len(data))
-    sums = metric_sums(run.objective.loss(logps, config.lambda_), logps, config.lambda_).to(accelerator.device)
-    values = (accelerator.reduce(sums, reduction="sum") / len(data)).tolist()
-    return {f"eval/{name}": value for name, value in zip(METRICS, values, strict=True)}
+    place = (accelerator.process_index, accelerator.num_processes)
+    sums = torch.zeros(len(METRICS), device=accelerator.device)
+    for micro, batch, values in forward_passes(run.bare_scorer, data, everything, config.nll_scope, run.limits, *place):
+        pairs = reduced(run.bare_scorer.sums(values, batch), config.nll_reduction, nll_tokens, len(data))
+        sums += metric_sums(run.objective.loss(pairs, run.weight), pairs, run.objective, run.weight) * micro.weight
+    names = names_of(run.objective, both_sides=True)
+    means = named_means(accelerator.reduce(sums, reduction="sum"), len(data), names)
+    return {f"eval/{name}": value for name, value in means.items()}

@@ -23,6 +23,8 @@ from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
 from orpo_train.evaluate import evaluate
+from orpo_train.reward import is_reward_model
+from orpo_train.reward_evaluation import evaluate_reward
 from pipelines.recipe import EvaluateConfig
 from pipelines.training import check_model, fetch_model, model_fingerprint
 
@@ -48,7 +50,10 @@ class EvaluationReport:
 def evaluate_model(
     model_dir: Path, dataset: Path, output: Path, settings: EvaluateConfig | None = None, *, job: str = "orpo"
 ) -> EvaluationReport:
-    """Score the eval split under the model and under the model it was trained from; write JSON and a page."""
+    """Score the eval split under the model and under the model it was trained from; write JSON and a page.
+
+    Of a reward model: how often it prefers the chosen answer, and how sure it is when it is right.
+    """
     started = time.monotonic()
     settings = settings or EvaluateConfig()
     refuse_foreign_folder(output)
@@ -77,15 +82,19 @@ def evaluate_model(
         work.mkdir(parents=True)
         with Recorder(job, "evaluate", work, output) as recorder:
             recorder.start(inputs)
-            result = evaluate(
-                model_dir,
-                base,
-                table.slice(0, settings.max_pairs),
-                nll_scope=config.nll_scope,
-                precision=config.precision,
-                samples=settings.samples,
-                max_new_tokens=settings.max_new_tokens,
-            )
+            pairs = table.slice(0, settings.max_pairs)
+            if is_reward_model(model_dir):
+                result = evaluate_reward(model_dir, pairs, config.precision)
+            else:
+                result = evaluate(
+                    model_dir,
+                    base,
+                    pairs,
+                    nll_scope=config.nll_scope,
+                    precision=config.precision,
+                    samples=settings.samples,
+                    max_new_tokens=settings.max_new_tokens,
+                )
             result |= {"dataset": data.fingerprint[:12], "samples": with_texts(result["samples"], dataset, data)}
             (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
             (work / "report.html").write_text(evaluation_page(result), "utf-8")

@@ -8,6 +8,7 @@ import yaml
 
 from orpo_data.chain import Node
 from orpo_data.manifest import Manifest
+from orpo_train.objectives import OBJECTIVES
 
 CARD = """\
 ---
@@ -19,16 +20,7 @@ CARD = """\
 [ORPO paper](https://arxiv.org/abs/2403.07691)). Dataset fingerprint `{dataset}`.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-messages = [{{"role": "user", "content": "Why is the evening sky red?"}}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**prompt, max_new_tokens=200)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+{usage}```
 
 ## Figures
 
@@ -46,8 +38,7 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_t
 |---|---|
 {settings}
 
-The supervised loss covers {scope}, averaged {reduction}. Pairs lay in memory
-in the layout `{layout}`.
+{supervised}Pairs lay in memory in the layout `{layout}`.
 
 <details><summary>The whole recipe</summary>
 
@@ -70,6 +61,31 @@ The way of a single row: `orpo lineage FOLDER --row ID`. Every setting is in `tr
 `_lineage.ndjson` say what this folder was made of. Fingerprint `{fingerprint}`.
 """
 
+GENERATE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{"role": "user", "content": "Why is the evening sky red?"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**prompt, max_new_tokens=200)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+
+SCORE = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+question = {"role": "user", "content": "Why is the evening sky red?"}
+for answer in ("Its light comes a long way through air, which scatters blue.", "No idea."):
+    messages = [question, {"role": "assistant", "content": answer}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # the score is read at the end of the turn
+    print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())  # more is better
+"""
+
 SHOWN = ("objective", "lambda", "learning_rate", "schedule", "epochs", "max_steps", "batch_size", "precision", "seed")
 REDUCTIONS = {"sequence": "over each sequence, then over the pairs", "token": "over all tokens of the batch"}
 SCOPES = {"response": "the chosen answer", "prompt+response": "the prompt and the chosen answer"}
@@ -89,6 +105,7 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
     return CARD.format(
         front=_front(config),
         name=f"{base_name}-{config['objective']}",
+        usage=SCORE if OBJECTIVES[config["objective"]].scalar_head else GENERATE,
         base=base_name if Path(base).is_dir() else base,
         objective=config["objective"],
         pairs=f"{sum(shard.rows for shard in data.shards if shard.split == 'train'):,}",
@@ -98,8 +115,7 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
         tokens=trained["tokens"],
         metrics="\n".join(_figures(trained["metrics"])),
         settings="\n".join(f"| {key} | {config[key]} |" for key in SHOWN),
-        scope=SCOPES[config["nll_scope"]],
-        reduction=REDUCTIONS[config["nll_reduction"]],
+        supervised=_supervised(config),
         layout=trained["layout"],
         recipe=yaml.safe_dump(data.recipe | manifest.recipe, sort_keys=False, allow_unicode=True),
         stages="\n".join(_stage_row(node) for node in nodes),
@@ -108,9 +124,17 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
     )
 
 
+def _supervised(config: dict[str, Any]) -> str:
+    if not OBJECTIVES[config["objective"]].supervised:
+        return ""
+    scope, reduction = SCOPES[config["nll_scope"]], REDUCTIONS[config["nll_reduction"]]
+    return f"The supervised loss covers {scope}, averaged {reduction}. "
+
+
 def _front(config: dict[str, Any]) -> str:
     """The card's metadata, as the hub reads it; a base model is linked when it is one of the hub's."""
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["preference-optimization"]}
+    task = "text-classification" if OBJECTIVES[config["objective"]].scalar_head else "text-generation"
+    front = {"library_name": "transformers", "pipeline_tag": task, "tags": ["preference-optimization"]}
     front["tags"] = [config["objective"], *front["tags"]]
     if not Path(config["model"]).is_dir():
         front["base_model"] = config["model"]

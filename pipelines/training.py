@@ -25,6 +25,7 @@ from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
 from orpo_train.loop import NOT_IDENTITY, TRAIN_NAME, train
+from orpo_train.objectives import OBJECTIVES
 from orpo_train.run import process_state
 from pipelines.checks import check_inputs
 from pipelines.model_card import model_card
@@ -191,7 +192,10 @@ def _commit(
         versions=provenance.package_versions(),
         git_commit=provenance.git_commit(),
     )
-    add_stop_token(work)
+    if OBJECTIVES[config.objective].scalar_head:
+        set_padding(work)
+    else:
+        add_stop_token(work)
     trained = json.loads((work / TRAIN_NAME).read_text("utf-8"))
     (work / "README.md").write_text(model_card(manifest, trained, lineage(dataset).nodes), "utf-8")
     recorder.complete(manifest)
@@ -216,6 +220,24 @@ def add_stop_token(folder: Path) -> None:
     if end not in ends:
         settings["eos_token_id"] = [*ends, end] if ends else end
         file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def set_padding(folder: Path) -> None:
+    """Let a reward model pad with a token that ends no answer: transformers takes the last other one for the end.
+
+    Without such a token there is none, and transformers takes one sequence at a time.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = {Chat.load(str(folder)).end_of_turn_id, tokenizer.eos_token_id}
+    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    padding = next((token for token in candidates if token is not None and token not in ends), None)
+    tokenizer.pad_token = None if padding is None else tokenizer.convert_ids_to_tokens(padding)
+    tokenizer.save_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.pad_token_id = padding
+    config.save_pretrained(folder)
 
 
 def _weights_file(folder: Path, name: str) -> Shard:

@@ -17,7 +17,15 @@ METRICS = {  # name -> label, what it is, and whether more (+1) or less (-1) is 
     "logps_chosen": ("log P(chosen)", "log probability of a token of the chosen answer, mean over the pairs", 1),
     "logps_rejected": ("log P(rejected)", "log probability of a token of the rejected answer, mean over the pairs", 0),
 }
-HEADLINES = ("Pair accuracy", "Log odds ratio")
+REWARD_METRICS = {
+    "pair_accuracy": ("Pair accuracy", "share of pairs whose chosen answer has the higher score", 1),
+    "margin": ("Margin", "mean of score(chosen) - score(rejected)", 1),
+    "loss": ("Loss", "mean of -log sigmoid(margin): the surprise at what was preferred", -1),
+    "calibration_error": ("Calibration error", "|accuracy - confidence| over bins of sigmoid(|margin|)", -1),
+    "score_chosen": ("Score of chosen", "mean over the pairs; scores have no zero point", 0),
+    "score_rejected": ("Score of rejected", "mean over the pairs", 0),
+}
+HEADLINES = ("Pair accuracy", "Log odds ratio", "Calibration error")
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,12 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
     `result` has model, base_model (or None), dataset and pairs; `before` (or None) and `after`, each metric -> value;
     `per_pair` with before_margin (or None) and after_margin, the log odds of chosen over rejected for each pair; and
     `samples` of prompt, chosen, before (or None) and after.
+    A reward model's result has `kind` reward; its margins are those of scores, and `calibration` has bins of pairs,
+    confidence and accuracy.
     """
     before, after = result["per_pair"].get("before_margin"), result["per_pair"]["after_margin"]
-    metrics = [_metric_row(name, result) for name in _metric_names(result["after"])]
+    known = REWARD_METRICS if result.get("kind") == "reward" else METRICS
+    metrics = [_metric_row(name, known, result) for name in _metric_names(result["after"], known)]
     return render(
         "evaluation.html.jinja",
         title=f"Evaluation of {result['model']}",
@@ -62,17 +73,22 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
         metrics=metrics,
         headlines=[(metric.label, metric.text(metric.after)) for metric in metrics if metric.label in HEADLINES],
         chart_data=value_histogram({"after": after} if before is None else {"before": before, "after": after}),
+        calibration=result.get("calibration"),
+        unit="score" if known is REWARD_METRICS else "log odds",
         flips=_flips(before, after) if before is not None else None,
     )
 
 
-def _metric_names(metrics: Mapping[str, float]) -> list[str]:
-    known = [name for name in METRICS if name in metrics]
-    return known + [name for name in metrics if name not in METRICS]
+Known = Mapping[str, tuple[str, str, int]]
 
 
-def _metric_row(name: str, result: Mapping[str, Any]) -> _MetricRow:
-    label, meaning, direction = METRICS.get(name, (name, "", 0))
+def _metric_names(metrics: Mapping[str, float], known: Known) -> list[str]:
+    first = [name for name in known if name in metrics]
+    return first + [name for name in metrics if name not in known]
+
+
+def _metric_row(name: str, known: Known, result: Mapping[str, Any]) -> _MetricRow:
+    label, meaning, direction = known.get(name, (name, "", 0))
     before = (result["before"] or {}).get(name)
     return _MetricRow(label, meaning, before, result["after"][name], direction, percent=name == "pair_accuracy")
 

@@ -9,9 +9,15 @@ from orpo_train.objectives.objective import Objective, PairLogps
 from orpo_train.objectives.odds import LARGEST_LOGP, log1mexp, log_odds
 from orpo_train.objectives.orpo import ORPO, OrpoLoss, odds_ratio_loss, orpo_loss
 from orpo_train.objectives.probability_ratio import PROBABILITY_RATIO
+from orpo_train.objectives.reward import REWARD, bradley_terry_loss
 from orpo_train.objectives.sft import SFT
 
-OBJECTIVES: dict[str, Objective] = {"orpo": ORPO, "sft": SFT, "probability-ratio": PROBABILITY_RATIO}
+OBJECTIVES: dict[str, Objective] = {
+    "orpo": ORPO,
+    "sft": SFT,
+    "probability-ratio": PROBABILITY_RATIO,
+    "reward": REWARD,
+}
 
 __all__ = [
     "LARGEST_LOGP",
@@ -19,6 +25,7 @@ __all__ = [
     "Objective",
     "OrpoLoss",
     "PairLogps",
+    "bradley_terry_loss",
     "log1mexp",
     "log_odds",
     "odds_ratio_loss",

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BloomConfig,
     CohereConfig,
     Gemma2Config,
@@ -126,9 +127,13 @@ def _one_accelerator_at_a_time() -> Iterator[None]:
 def make_model() -> Callable[..., Any]:
     """A random model of a kind in CONFIGS; weights ten times as large as usual, so that probabilities differ."""
 
-    def make(kind: str = "llama", seed: int = 0, scale: float = 10.0) -> Any:
+    def make(kind: str = "llama", seed: int = 0, scale: float = 10.0, *, scalar_head: bool = False) -> Any:
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
+        config = CONFIGS[kind]()
+        if scalar_head:
+            config.num_labels = 1
+        auto = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
+        model = auto.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() >= 2:
@@ -201,7 +206,14 @@ def naive_loss() -> Callable[..., torch.Tensor]:
     def log_odds(logp: torch.Tensor) -> torch.Tensor:
         return logp - torch.log(1 - torch.exp(logp))
 
+    def scores(model: Any, row: dict[str, Any]) -> Iterator[torch.Tensor]:
+        for side in ("chosen", "rejected"):
+            yield model(input_ids=torch.tensor([row[f"{side}_input_ids"]])).logits[0, 0].double()
+
     def loss(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tensor:
+        if config.objective == "reward":
+            pairs = [tuple(scores(model, row)) for row in table.to_pylist()]
+            return torch.stack([-torch.log(torch.sigmoid(better - worse)) for better, worse in pairs]).mean()
         sequence_nll, token_nll, odds = [], [], []
         for row in table.to_pylist():
             means = {}

@@ -22,6 +22,7 @@ from orpo_train.loop import TrainReport, train
 from orpo_train.metrics import CHOSEN_METRICS, METRICS
 from orpo_train.model import SequenceScorer
 from orpo_train.objectives import OBJECTIVES, Objective
+from orpo_train.reward import RewardScorer
 from orpo_train.run import Run, make_optimizer, total_steps
 from orpo_train.schedule import learning_rate_factor
 from orpo_train.step import optimizer_step
@@ -56,7 +57,8 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 def _run(model: Any, table: pa.Table, config: Any, optimizer: Any, layout: str = "sdpa") -> Run:
     data, accelerator = PairDataset(table), Accelerator(cpu=True)
-    scorer, order = SequenceScorer(model, layout), BatchOrder(data, config.batch_size, config.seed)
+    kind = RewardScorer if OBJECTIVES[config.objective].scalar_head else SequenceScorer
+    scorer, order = kind(model, layout), BatchOrder(data, config.batch_size, config.seed)
     return Run(config, accelerator, scorer, optimizer, data, None, order, layout, total=10)
 
 
@@ -74,7 +76,7 @@ def _one_step(
     return metrics, gradients
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(
     micro=st.one_of(st.none(), st.integers(1, 8)),
     tokens=st.integers(72, 400),
@@ -82,7 +84,7 @@ def _one_step(
     one_prompt=st.booleans(),
     scope=st.sampled_from(["response", "prompt+response"]),
     reduction=st.sampled_from(["sequence", "token"]),
-    objective=st.sampled_from(["orpo", "orpo", "sft", "probability-ratio"]),
+    objective=st.sampled_from(["orpo", *OBJECTIVES]),
     seed=st.integers(0, 20),
 )
 def test_neither_micro_batches_nor_layout_nor_sharing_change_loss_or_gradient(
@@ -111,9 +113,10 @@ def test_neither_micro_batches_nor_layout_nor_sharing_change_loss_or_gradient(
         nll_scope=scope, nll_reduction=reduction, batch_size=7, micro_batch_size=micro, micro_batch_tokens=tokens,
         objective=objective, lambda_=0.5, max_grad_norm=1e9,
     )  # fmt: skip
-    model = make_model("llama", scale=3.0)
+    head = OBJECTIVES[objective].scalar_head
+    model = make_model("llama", scale=3.0, scalar_head=head)
     metrics, gradients = _one_step(model, table, config, layout)
-    reference = make_model("llama", scale=3.0)
+    reference = make_model("llama", scale=3.0, scalar_head=head)
     loss = naive_loss(reference, table, config)
     loss.backward()
     assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)

@@ -9,7 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orpo_train.objectives import LARGEST_LOGP, log1mexp, log_odds, odds_ratio_loss, orpo_loss
+from orpo_train.objectives import (
+    LARGEST_LOGP,
+    bradley_terry_loss,
+    log1mexp,
+    log_odds,
+    odds_ratio_loss,
+    orpo_loss,
+)
 
 LOGPS = st.one_of(
     st.floats(max_value=0.0, allow_nan=False, allow_infinity=True),
@@ -123,3 +130,22 @@ def test_at_the_clamp_value_and_gradient_stand_still(function: Callable[[Tensor]
     assert values.isfinite().all()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 0.0]
+
+
+def test_bradley_terry_by_hand() -> None:
+    """Margin log 3: the chosen answer is preferred with probability 3/4, so the loss is log(4/3), its slope -1/4."""
+    scores = torch.tensor([math.log(3) + 5, 5.0], requires_grad=True)
+    loss = bradley_terry_loss(scores[:1], scores[1:]).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(4 / 3))
+    torch.testing.assert_close(scores.grad, torch.tensor([-0.25, 0.25]))
+
+
+@given(st.floats(-1e30, 1e30), st.floats(-1e30, 1e30))
+def test_bradley_terry_is_finite_for_all_scores(better: float, worse: float) -> None:
+    scores = torch.tensor([better, worse], requires_grad=True)
+    loss = bradley_terry_loss(scores[:1], scores[1:]).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
