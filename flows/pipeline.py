@@ -18,6 +18,7 @@ from flows.clusters import part_runner, task_runner
 from flows.logs import log_progress, show_stage_logs
 from flows.network import retry_on_network_fault
 from orpo_data.errors import UsageError
+from orpo_data.locking import running
 from pipelines import stages
 from pipelines.drift import DriftError
 from pipelines.layout import Layout
@@ -133,7 +134,8 @@ def prepare_flow(recipe: str, overrides: list[str] | None = None, output: str | 
         `stages`: a report for each data stage, in order.
     """
     settings, place = _read(recipe, overrides, output)
-    return {"stages": _prepare(settings, place)}
+    with running(place.root):
+        return {"stages": _prepare(settings, place)}
 
 
 @flow(name="orpo-parts", persist_result=False)
@@ -152,7 +154,8 @@ def train_flow(recipe: str, overrides: list[str] | None = None, output: str | No
     settings, place = _read(recipe, overrides, output)
     if settings.train is None:
         raise UsageError(f"{recipe}: has no `train` section")
-    return _train(settings, place)
+    with running(place.root):
+        return _train(settings, place)
 
 
 @flow(name="orpo-run", persist_result=False)
@@ -163,8 +166,9 @@ def run_flow(recipe: str, overrides: list[str] | None = None, output: str | None
         `stages`, and the reports `model` and `evaluation` where there was training.
     """
     settings, place = _read(recipe, overrides, output)
-    result: dict[str, Any] = {"stages": _prepare(settings, place)}
-    return result | (_train(settings, place) if settings.train else {})
+    with running(place.root):
+        result: dict[str, Any] = {"stages": _prepare(settings, place)}
+        return result | (_train(settings, place) if settings.train else {})
 
 
 def _read(recipe: str, overrides: list[str] | None, output: str | None) -> tuple[Recipe, Layout]:

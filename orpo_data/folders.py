@@ -3,7 +3,9 @@
 A folder comes into being by one rename. What a killed run left behind is removed by the next one.
 """
 
+import ctypes
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,12 +20,30 @@ def commit_folder(folder: Path, output: Path, manifest: Manifest) -> None:
     files = {name: file_sha256(folder / name) for name in list_files(folder) if name not in known}
     write_manifest(folder, manifest.model_copy(update={"files": files}))
     refuse_foreign_files(output)
-    if output.exists():
-        output.rename(_stale(output))
     try:
-        folder.rename(output)
+        _take_place(folder, output)
     finally:
         _finish_move(output)
+
+
+def _take_place(folder: Path, output: Path) -> None:
+    """Rename `folder` to `output`; an older `output` is then _stale, and in no instant is there none, if the system
+    can exchange two names."""
+    if not output.exists():
+        folder.rename(output)
+        return
+    folder.rename(_stale(output))
+    if not _exchange(_stale(output), output):
+        _stale(output).rename(folder)
+        output.rename(_stale(output))
+        folder.rename(output)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one instant, as Linux can on most file systems; False where that cannot be done."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    at_cwd, exchange = -100, 2  # of fcntl.h and stdio.h
+    return rename is not None and rename(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
 
 
 def _stale(output: Path) -> Path:

@@ -7,9 +7,9 @@ A folder holds uncompressed Arrow IPC *stream* files of a fixed 1,000 rows a rec
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 DROPPED_FOLDER = "dropped"
+T = TypeVar("T")
 DATASETS_CACHE = re.compile(r"cache-\w+\.arrow")
 
 
@@ -50,7 +51,9 @@ def open_shard(path: Path) -> pa.Table:
 def read_shard(folder: Path, shard: Shard) -> pa.Table:
     """One shard of a dataset folder, memory-mapped, its bytes compared with the manifest; OrpoError if they differ."""
     check_shard(folder, shard)
-    return open_shard(folder / shard.path)
+    table = open_shard(folder / shard.path)
+    check_shard(folder, shard)  # it may be another folder by now, and then another file was opened
+    return table
 
 
 _SOUND: set[tuple[int | str, ...]] = set()
@@ -114,9 +117,25 @@ def select_shards(manifest: Manifest, split: str | None) -> list[Shard]:
 
 def read_table(folder: Path, split: str | None = None) -> pa.Table:
     """The rows of a dataset folder as one memory-mapped table, every byte compared with the manifest."""
+
+    def opened(manifest: Manifest) -> pa.Table:
+        return pa.concat_tables([read_shard(folder, shard) for shard in select_shards(manifest, split)])
+
+    return _of_one_version(folder, opened)
+
+
+def _of_one_version(folder: Path, opened: Callable[[Manifest], T]) -> T:
+    """What is `opened` by the folder's manifest; once more where a newer folder took its place meanwhile."""
     manifest = read_manifest(folder)
-    check_sizes(folder, manifest)
-    return pa.concat_tables([read_shard(folder, shard) for shard in select_shards(manifest, split)])
+    while True:
+        try:
+            check_sizes(folder, manifest)
+            return opened(manifest)
+        except OrpoError:
+            newer = read_manifest(folder)
+            if newer.content_hash == manifest.content_hash:
+                raise
+            manifest = newer
 
 
 def iter_tables(folder: Path, manifest: Manifest, batch_rows: int) -> Iterator[tuple[str | None, pa.Table]]:
@@ -135,12 +154,17 @@ def load(path: str | Path, split: str = "train") -> "datasets.Dataset":
     from datasets import Dataset, concatenate_datasets
 
     folder = Path(path)
-    manifest = read_manifest(folder)
-    check_sizes(folder, manifest)
-    for shard in select_shards(manifest, split):
-        check_shard(folder, shard)
-    parts = [Dataset.from_file(str(folder / shard.path)) for shard in select_shards(manifest, split)]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+    def opened(manifest: Manifest) -> Dataset:
+        shards = select_shards(manifest, split)
+        parts = []
+        for shard in shards:
+            check_shard(folder, shard)
+            parts.append(Dataset.from_file(str(folder / shard.path)))
+            check_shard(folder, shard)
+        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+    return _of_one_version(folder, opened)
 
 
 def scan(path: str | Path, split: str | None = None) -> "pl.LazyFrame":

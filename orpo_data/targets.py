@@ -12,6 +12,7 @@ import orjson
 
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.folders import commit_folder, refuse_foreign_files, refuse_foreign_folder, remove_folder
+from orpo_data.locking import writing
 from orpo_data.manifest import MANIFEST_NAME, Manifest
 from orpo_data.pages.upstream import public_place
 
@@ -59,6 +60,10 @@ class FolderTarget:
         self.url = str(self.folder)
 
     def put(self, files: Mapping[str, Path], manifest: Manifest) -> list[str]:
+        with writing(self.folder):
+            return self._put(files, manifest)
+
+    def _put(self, files: Mapping[str, Path], manifest: Manifest) -> list[str]:
         refuse_foreign_folder(self.folder)
         refuse_foreign_files(self.folder)
         earlier = self.folder / MANIFEST_NAME

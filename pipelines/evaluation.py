@@ -16,6 +16,7 @@ from orpo_data import provenance
 from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
 from orpo_data.folders import commit_folder, refuse_foreign_folder, remove_folder
+from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, digest, read_manifest
 from orpo_data.pages.evaluation import evaluation_page
 from orpo_data.shards import check_file, read_table, scan
@@ -54,8 +55,14 @@ def evaluate_model(
 
     Of a reward model: how often it prefers the chosen answer, and how sure it is when it is right.
     """
+    with writing(output):
+        return _evaluate_model(model_dir, dataset, output, settings or EvaluateConfig(), job)
+
+
+def _evaluate_model(
+    model_dir: Path, dataset: Path, output: Path, settings: EvaluateConfig, job: str
+) -> EvaluationReport:
     started = time.monotonic()
-    settings = settings or EvaluateConfig()
     refuse_foreign_folder(output)
     refuse_other_stage(output, "evaluate")
     data = read_manifest(dataset)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from orpo_data.errors import UsageError
+from orpo_data.locking import running
 from orpo_data.stage import StageReport
 from pipelines import stages
 from pipelines.layout import Layout
@@ -21,6 +22,11 @@ def prepare(recipe: Recipe, output: str | Path, progress: Progress = quiet) -> l
             f"runner.kind: {recipe.runner.kind} takes the Prefect flow: `orpo run`, or --set runner.kind=local"
         )
     place = Layout(output)
+    with running(place.root):
+        return _prepare(recipe, place, progress)
+
+
+def _prepare(recipe: Recipe, place: Layout, progress: Progress) -> list[StageReport]:
     reports = [stages.ingest(source, recipe, place.ingest(source.label), progress) for source in recipe.sources]
     reports.append(stages.binarize([report.path for report in reports], recipe, place.binarize, progress))
     reports.append(stages.clean(place.binarize, recipe, place.clean, progress))

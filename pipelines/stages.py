@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from orpo_data.branch import Branch
 from orpo_data.errors import OrpoError
+from orpo_data.locking import writing
 from orpo_data.manifest import Input, digest, read_manifest
 from orpo_data.parts import RunParts, ShardPart
 from orpo_data.schema import JUDGED, PAIRS, TOKENIZED
@@ -113,19 +114,20 @@ def _run(
     seed: int | None = None,
     **work: Unpack[Work],
 ) -> StageReport:
-    return run_stage(
-        stage,
-        output,
-        schema,
-        branches,
-        splits=splits,
-        seed=seed,
-        recipe=recipe.resolved(),
-        job=recipe.name,
-        progress=lambda rows: progress(stage, rows),
-        review=reviewer(recipe.drift, output) if recipe.drift else None,
-        **work,
-    )
+    with writing(output):
+        return run_stage(
+            stage,
+            output,
+            schema,
+            branches,
+            splits=splits,
+            seed=seed,
+            recipe=recipe.resolved(),
+            job=recipe.name,
+            progress=lambda rows: progress(stage, rows),
+            review=reviewer(recipe.drift, output) if recipe.drift else None,
+            **work,
+        )
 
 
 def _dataset_branch(

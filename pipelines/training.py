@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
 from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.history import lineage
+from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, Shard, digest, read_manifest
 from orpo_data.shards import check_file, check_shard, file_sha256, list_files, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
@@ -60,7 +62,15 @@ class ModelReport:
 def train_model(
     dataset: Path, config: TrainConfig, output: Path, *, job: str, show_progress: bool = False
 ) -> ModelReport:
-    """Train into the model folder `output`, unless it holds the model of the same data, base and settings."""
+    """Train into the model folder `output`, unless it holds the model of the same data, base and settings.
+
+    Raises OrpoError if another run writes there, if data or base model are damaged or do not fit together.
+    """
+    with writing(output) if process_state().is_main_process else nullcontext():
+        return _train_model(dataset, config, output, job=job, show_progress=show_progress)
+
+
+def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, show_progress: bool) -> ModelReport:
     started = time.monotonic()
     refuse_foreign_folder(output)
     refuse_other_stage(output, "train")
