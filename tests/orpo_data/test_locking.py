@@ -21,9 +21,12 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
-    with writing(tmp_path / "out"), pytest.raises(OrpoError, match=r"out: is being written by process \d+") as refusal:
-        with writing(tmp_path / "out"):
-            pass
+    with (
+        writing(tmp_path / "out"),
+        pytest.raises(OrpoError, match=r"out: is being written by process \d+") as refusal,
+        writing(tmp_path / "out"),
+    ):
+        pass
     assert f"process {os.getpid()} on {socket.gethostname()} (" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     with writing(tmp_path / "out"):

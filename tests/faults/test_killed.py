@@ -1,0 +1,205 @@
+"""Killed anywhere: run again, every byte of data, weights and lineage is that of a run that nobody disturbed.
+
+SIGKILL comes at a chosen event among all that a command does to files (a write is torn in the middle, a rename, a
+removal or a new file does not happen any more), or at a random time.
+"""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+import orpo_data
+from orpo_data.errors import OrpoError
+from orpo_data.events import EVENTS_NAME
+from orpo_data.manifest import MANIFEST_NAME
+
+KILLED = -9
+OLDER = ["--set", "split.eval_fraction=0.3", "--set", "clean.identical_pair=flag", "--set", "dedup.near=0.9"]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, commands: Any, recipe_yaml: Path) -> dict[str, Any]:
+    """Runs that nobody disturbed, an older one to be replaced, and how many events each command takes."""
+    root = tmp_path_factory.mktemp("whole")
+    commands.run("prepare", recipe_yaml, "-o", root / "older/run", *OLDER)
+    shutil.copytree(root / "older", root / "again")
+    prepared = commands.run("prepare", recipe_yaml, "-o", root / "fresh/run", below=root / "fresh")
+    again = commands.run("prepare", recipe_yaml, "-o", root / "again/run", below=root / "again")
+    shutil.copytree(root / "fresh", root / "trained")
+    trained = commands.run(*train(recipe_yaml, root / "trained"), below=root / "trained")
+    return {"root": root, "fresh": prepared.events, "again": again.events, "trained": trained.events}
+
+
+def train(recipe: Path, root: Path) -> list[object]:
+    return ["train", recipe, "--dataset", root / "run/tokenize", "-o", root / "run/model"]
+
+
+def contents(root: Path) -> dict[str, Any]:
+    """Every file below a folder; of lineage and manifests what does not follow from the clock and the place."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): _content(path, root) for path in files}
+
+
+def _content(path: Path, root: Path) -> Any:
+    if path.name == EVENTS_NAME:
+        return _events(path, root)
+    if path.name == MANIFEST_NAME:
+        document = json.loads(path.read_text())
+        del document["checksum"], document["files"][EVENTS_NAME]
+        return document
+    return path.read_bytes()
+
+
+def _events(path: Path, root: Path) -> list[Any]:
+    """Of the last run; runs before it were killed, so only their beginning is on record."""
+    events = [json.loads(line.replace(str(root), "ROOT")) for line in path.read_text().splitlines()]
+    run = events[-1]["run"]["runId"]
+    before = [event for event in events if event["run"]["runId"] != run]
+    assert all(event["eventType"] == "START" for event in before)
+    own = [event for event in events if event["run"]["runId"] == run]
+    for event in own:
+        del event["eventTime"], event["run"]["runId"]
+    return own
+
+
+def assert_no_half_written_folder_opens(root: Path) -> None:
+    for folder in {path.parent for path in root.rglob("*") if path.is_file()}:
+        if (folder / MANIFEST_NAME).exists() and ".partial" not in str(folder):
+            assert orpo_data.verify(folder).ok, folder
+        else:
+            try:
+                orpo_data.load(folder)
+            except OrpoError:
+                continue
+            assert orpo_data.verify(folder).ok, f"{folder} opens, but it is not whole"
+
+
+def points(count: int, events: int, seed: int) -> list[int]:
+    """Spread over all events, the first and the last among them."""
+    draw = random.Random(seed)
+    step = events / count
+    return [1, *(int(step * i + draw.random() * step) + 1 for i in range(1, count - 1)), events][:count]
+
+
+COUNTS = [pytest.param(3, id="3"), pytest.param(70, id="70", marks=pytest.mark.faults)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("over", ["fresh", "again"])
+def test_prepare(
+    whole: dict[str, Any], commands: Any, recipe_yaml: Path, tmp_path: Path, over: str, count: int
+) -> None:
+    """Into an empty folder, and over the output of an older recipe, of which parts are taken over."""
+    expected = contents(whole["root"] / over)
+    for point in points(count, whole[over], seed=count):
+        root = tmp_path / str(point)
+        if over == "again":
+            shutil.copytree(whole["root"] / "older", root)
+        killed = commands.start("prepare", recipe_yaml, "-o", root / "run", below=root, kill_at=point)
+        assert killed.wait() == KILLED, killed.printed
+        assert_no_half_written_folder_opens(root)
+        commands.run("prepare", recipe_yaml, "-o", root / "run")
+        assert contents(root) == expected, point
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(30, marks=pytest.mark.faults)])
+def test_training(whole: dict[str, Any], commands: Any, recipe_yaml: Path, tmp_path: Path, count: int) -> None:
+    """Also inside checkpoints, and while the model is saved."""
+    expected = contents(whole["root"] / "trained")
+    for point in points(count, whole["trained"], seed=count):
+        root = shutil.copytree(whole["root"] / "fresh", tmp_path / str(point))
+        killed = commands.start(*train(recipe_yaml, root), below=root, kill_at=point)
+        assert killed.wait() == KILLED, killed.printed
+        assert_no_half_written_folder_opens(root)
+        commands.run(*train(recipe_yaml, root))
+        assert contents(root) == expected, point
+        shutil.rmtree(root)
+
+
+@pytest.mark.faults
+def test_at_random_times(whole: dict[str, Any], commands: Any, recipe_yaml: Path, tmp_path: Path) -> None:
+    """Wherever it is then: in a computation, too; twice over before it may finish."""
+    draw, expected = random.Random(1), contents(whole["root"] / "trained")
+    for point in range(20):
+        root = tmp_path / str(point)
+        for arguments, seconds in (
+            (["prepare", recipe_yaml, "-o", root / "run"], 2.0),
+            (train(recipe_yaml, root), 4.0),
+        ):
+            for _ in range(2):
+                killed = commands.start(*arguments)
+                time.sleep(draw.random() * seconds)
+                killed.kill()
+                assert killed.wait() in (KILLED, 0)
+                assert_no_half_written_folder_opens(root)
+            commands.run(*arguments)
+        assert contents(root) == expected, point
+        shutil.rmtree(root)
+
+
+# --- as a Prefect flow ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A server of its own; the settings of those who use it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("prefect")
+    settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(f"{url}/health"):
+            assert server.poll() is None
+            assert time.monotonic() < deadline, (home / "server.log").read_text()
+            time.sleep(0.5)
+        yield settings | {"PREFECT_API_URL": url}
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.faults)])
+def test_a_flow(
+    prefect_server: dict[str, str], whole: dict[str, Any], commands: Any, recipe_yaml: Path, tmp_path: Path, count: int
+) -> None:
+    """`orpo run`: killed inside its tasks, run again as the same flow."""
+    run = ["run", recipe_yaml, "--output"]
+    expected = contents(whole["root"] / "trained")
+    counted = commands.run(*run, tmp_path / "0/run", below=tmp_path / "0", environment=prefect_server)
+    judged = contents(tmp_path / "0")
+    assert {name: judged[name] for name in expected} == expected  # the same bytes as by the command line
+    for point in points(max(count, 2), counted.events, seed=count)[-count:]:
+        root = tmp_path / str(point)
+        killed = commands.start(*run, root / "run", below=root, kill_at=point, environment=prefect_server)
+        assert killed.wait() == KILLED, killed.printed
+        assert_no_half_written_folder_opens(root)
+        commands.run(*run, root / "run", environment=prefect_server)
+        assert contents(root) == judged, point
+        shutil.rmtree(root)
