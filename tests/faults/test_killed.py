@@ -5,18 +5,11 @@ removal or a new file does not happen any more), or at a random time.
 """
 
 import json
-import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
@@ -151,38 +144,6 @@ def test_at_random_times(whole: dict[str, Any], commands: Any, recipe_yaml: Path
 
 
 # --- as a Prefect flow ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A server of its own; the settings of those who use it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
-    settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"{url}/health"):
-            assert server.poll() is None
-            assert time.monotonic() < deadline, (home / "server.log").read_text()
-            time.sleep(0.5)
-        yield settings | {"PREFECT_API_URL": url}
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.faults)])
