@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from orpo_data import encoding
-from orpo_data.encoding import SPLITS, WHITE_SPACE, Encoder, cut, cut_pairs
+from orpo_data.encoding import Encoder
 from orpo_data.errors import OrpoError
+from orpo_data.pieces import SPLITS, WHITE_SPACE, cut, cut_pairs
 
 CORPUS = [
     "The gardener's fern won't grow, I've said; it'll need 250 days (at 20 °C) of light!\n\n1. Water it.\n2. Don't.",
@@ -146,6 +147,16 @@ def test_added_tokens_stay_whole(gpt2):
     assert pieces(spaced, ["a. o k. z z."]) == [["a.", " o k", ".", " z", " z", "."]]
 
 
+def test_digits_are_pieces_where_the_tokenizer_parts_them():
+    assert pieces(KINDS["smollm"](), ["a  25, 3d\u00e9 4\u0660"]) == [
+        ["a", "  ", "2", "5", ",", " ", "3", "d\u00e9", " ", "4\u0660"]
+    ]
+    late = train(*split("qwen-2")[:1], pre_tokenizers.Digits(individual_digits=True), byte_level(use_regex=False))
+    together = train(pre_tokenizers.Digits(individual_digits=False), byte_level())
+    for other in (late, together):
+        assert pieces(other, ["a  25,"]) == [["a", "  25,"]]
+
+
 def test_white_space_is_what_the_expressions_call_so():
     every = [char for char in map(chr, range(sys.maxunicode + 1)) if not 0xD800 <= ord(char) < 0xE000]
     matched = pre_tokenizers.Split(Regex(r"\s"), "isolated").pre_tokenize_str("x".join(every))
@@ -226,9 +237,9 @@ def test_corpus_is_exact_and_seen_by_the_tokenizer_once(tokenizer):
     encoder = Encoder(spy)
     texts = pa.array(CORPUS)
     assert encoder.encode(texts).to_pylist() == whole(tokenizer, CORPUS)
+    distinct = {piece for found in pieces(tokenizer, CORPUS) for piece in found}
     new = spy.seen[:-1]  # the last is the sample of whole texts
-    assert len(new) == len(set(new)) < sum(map(len, pieces(tokenizer, CORPUS)))
-    assert max(map(len, new)) < 40
+    assert sum(map(len, new)) <= sum(len(" a") + len(piece) for piece in distinct) < sum(map(len, CORPUS)) / 2
     spy.seen.clear()
     assert encoder.encode(texts).to_pylist() == whole(tokenizer, CORPUS)
     assert spy.seen == CORPUS[:1]
@@ -245,19 +256,37 @@ def test_very_long_words_and_runs(tokenizer, encoder):
 
 
 def test_table_is_begun_anew_when_full(gpt2, monkeypatch):
-    monkeypatch.setattr(encoding, "_MEMORY", 20_000)
+    monkeypatch.setattr(encoding, "_MEMORY", 8_000)
     spy = Spy(gpt2)
     encoder = Encoder(spy)
     for start in range(0, 1000, 50):
         texts = [f"number {i} of many" for i in range(start, start + 50)]
         assert encoder.encode(pa.array(texts)).to_pylist() == whole(gpt2, texts)
-    assert 2 < spy.seen.count(" of") < 20
-    assert encoder._table.size < 30_000
-    assert len(encoder._table.ids) == len(encoder._table.places)
+    assert 2 < "".join(spy.seen).count(" of") - 20 < 20  # but for the samples of whole texts
+    assert encoder._table.pieces.nbytes < 30_000
+    assert len(encoder._table.ids) == len(encoder._table.pieces)
+
+
+@given(texts=st.sets(HOSTILE, max_size=12).map(sorted))
+def test_pieces_shown_together_keep_their_ids(tokenizer, encoder, texts):
+    """Whatever the pieces are: those that do not part again are shown by themselves."""
+    assert encoder._encode_pieces(pa.array(texts, pa.string())).to_pylist() == whole(tokenizer, texts)
+
+
+def test_pieces_are_shown_together(gpt2):
+    spy = Spy(gpt2)
+    Encoder(spy)._encode_pieces(pa.array([" fern", "fern", ".\n", ",", " 20\t1", " \u3000"]))
+    assert spy.seen == [" a fern a, a 20\t1", "fern", ".\n", " \u3000"]
+
+
+def test_pieces_whose_ends_are_not_found_are_shown_alone(gpt2, monkeypatch):
+    monkeypatch.setattr(Encoder, "_token_sizes", np.ones(gpt2.get_vocab_size(), np.int64))
+    texts = [" fern", " grow", ", "]
+    assert Encoder(gpt2)._encode_pieces(pa.array(texts)).to_pylist() == whole(gpt2, texts)
 
 
 def test_threads_share_one_encoder(gpt2, monkeypatch):
-    monkeypatch.setattr(encoding, "_MEMORY", 20_000)
+    monkeypatch.setattr(encoding, "_MEMORY", 8_000)
     encoder = Encoder(gpt2)
     batches = [[f"{word} number {i % 97}, and {i}" for i in range(200)] for word in "abcdefghijklmnop"]
     with ThreadPoolExecutor(4) as pool:
