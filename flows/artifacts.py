@@ -9,6 +9,8 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
+from pipelines.compare.page import comparison_tables
+
 LARGEST_PICTURE = 300_000
 """Bytes: a picture travels inside the artifact, which Prefect keeps in its database."""
 
@@ -39,6 +41,11 @@ def publish_evaluation(name: str, model: dict[str, Any], evaluation: dict[str, A
 def publish_curves(name: str, picture: Path) -> None:
     """The training curves; on a page, since Prefect's artifact for pictures prints the whole address below them."""
     create_markdown_artifact(curves_page(name, picture), artifact_key(name, "curves"), "Training curves")
+
+
+def publish_comparison(name: str, comparison: dict[str, Any]) -> None:
+    """Win rates and held-out figures of a comparison, and what failed."""
+    create_markdown_artifact(comparison_page(name, comparison), artifact_key(name, "comparison"), "Methods compared")
 
 
 def publish_drift(name: str, diffs: Sequence[dict[str, Any]], refused: str = "") -> None:
@@ -106,6 +113,15 @@ def _drift_section(diff: dict[str, Any]) -> str:
         "\n".join(f"- {escape(line)}" for line in diff["settings"]),
     )
     return "\n\n".join(parts)
+
+
+def comparison_page(name: str, comparison: dict[str, Any]) -> str:
+    parts = (f"# {escape(name)}", comparison_tables(comparison), *_failures(comparison))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _failures(comparison: dict[str, Any]) -> Iterable[str]:
+    return (f"- {escape(run['name'])}: {escape(run['error'])}" for run in comparison["failed"])
 
 
 def curves_page(name: str, picture: Path) -> str:

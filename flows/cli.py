@@ -21,28 +21,56 @@ if TYPE_CHECKING:
 LOCAL_SERVER = "http://127.0.0.1:4200/api"
 SAMPLES_SHOWN = 2
 
+RunnerOption = Annotated[
+    Literal["local", "dask", "ray"] | None,
+    typer.Option(help="Where parts of the work are done; the same as --set runner.kind=..."),
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Scheduler of the Dask or Ray cluster; by default one is started here.")
+]
+
 
 @app.command()
 def run(
     recipe: RecipeArgument,
     output: OutputOption = None,
     overrides: SetOption = None,
-    runner: Annotated[
-        Literal["local", "dask", "ray"] | None,
-        typer.Option(help="Where the parts of data stages are worked on; the same as --set runner.kind=..."),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Scheduler of the Dask or Ray cluster; by default one is started here.")
-    ] = None,
+    runner: RunnerOption = None,
+    address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline, as the Prefect flow: raw files to an evaluated model."""
-    chosen = [f"runner.{key}={value}" for key, value in (("kind", runner), ("address", address)) if value]
-    result = _run_flow(recipe, [*(overrides or []), *chosen], output)
+    result = _run_flow(recipe, [*(overrides or []), *_runner_overrides(runner, address)], output)
     if as_json:
         print(json.dumps(result))
     else:
         _show(result)
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    runner: RunnerOption = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train SFT, DPO, PPO and ORPO on one dataset, as the recipe's `compare` section says, and compare them."""
+    from pipelines.compare.plan import plan
+
+    chosen = [*(overrides or []), *_runner_overrides(runner, address)]
+    plan(read_recipe(recipe, chosen), recipe)  # a wrong section is told before Prefect starts
+    signal.signal(signal.SIGTERM, _terminate)
+    from flows.compare import ComparisonError, compare_flow
+
+    _quiet_prefect()
+    try:
+        result = compare_flow(recipe, chosen, str(output) if output else None)
+    except ComparisonError as error:
+        _show_comparison(error.result, as_json)
+        raise
+    _show_comparison(result, as_json)
 
 
 @app.command()
@@ -86,6 +114,10 @@ def serve(
             pause_on_shutdown=False,
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
+
+
+def _runner_overrides(runner: str | None, address: str | None) -> list[str]:
+    return [f"runner.{key}={value}" for key, value in (("kind", runner), ("address", address)) if value]
 
 
 def _run_flow(recipe: str, overrides: list[str], output: Path | None) -> dict[str, Any]:
@@ -155,6 +187,17 @@ def _show(result: dict[str, Any]) -> None:
         out.print(evaluation_table(result["evaluation"]["result"]))
         out.print(f"model  {result['model']['path']}", markup=False, soft_wrap=True)
         out.print(f"report {Path(result['evaluation']['path']) / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _show_comparison(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    from pipelines.compare.page import comparison_printed
+    from pipelines.console import out
+
+    out.print(comparison_printed(result["comparison"]))
+    out.print(f"page   {result['page']}", markup=False, soft_wrap=True)
 
 
 def _show_samples(evaluation: Path) -> None:

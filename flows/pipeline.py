@@ -133,9 +133,9 @@ def prepare_flow(recipe: str, overrides: list[str] | None = None, output: str | 
     Returns:
         `stages`: a report for each data stage, in order.
     """
-    settings, place = _read(recipe, overrides, output)
+    settings, place = read_settings(recipe, overrides, output)
     with running(place.root):
-        return {"stages": _prepare(settings, place)}
+        return {"stages": prepare_data(settings, place)}
 
 
 @flow(name="orpo-parts", persist_result=False)
@@ -151,7 +151,7 @@ def train_flow(recipe: str, overrides: list[str] | None = None, output: str | No
     Returns:
         The reports `model` and `evaluation`.
     """
-    settings, place = _read(recipe, overrides, output)
+    settings, place = read_settings(recipe, overrides, output)
     if settings.train is None:
         raise UsageError(f"{recipe}: has no `train` section")
     with running(place.root):
@@ -165,19 +165,19 @@ def run_flow(recipe: str, overrides: list[str] | None = None, output: str | None
     Returns:
         `stages`, and the reports `model` and `evaluation` where there was training.
     """
-    settings, place = _read(recipe, overrides, output)
+    settings, place = read_settings(recipe, overrides, output)
     with running(place.root):
-        result: dict[str, Any] = {"stages": _prepare(settings, place)}
+        result: dict[str, Any] = {"stages": prepare_data(settings, place)}
         return result | (_train(settings, place) if settings.train else {})
 
 
-def _read(recipe: str, overrides: list[str] | None, output: str | None) -> tuple[Recipe, Layout]:
+def read_settings(recipe: str, overrides: list[str] | None, output: str | None) -> tuple[Recipe, Layout]:
     show_stage_logs()
     settings = Recipe.read(recipe, overrides or [])
     return settings, Layout(output or Path("runs") / settings.name)
 
 
-def _prepare(settings: Recipe, place: Layout) -> list[Report]:
+def prepare_data(settings: Recipe, place: Layout) -> list[Report]:
     if settings.runner.kind == "local":
         return _prepare_here(settings, place)
     return parts_flow.with_options(task_runner=task_runner(settings.runner))(settings.resolved(), str(place.root))

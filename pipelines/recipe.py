@@ -28,6 +28,7 @@ from orpo_data.steps.step import Step
 from orpo_data.steps.tokenize import Tokenize
 from orpo_data.steps.truncate import Truncate
 from orpo_train.config import TrainConfig
+from pipelines.compare.config import CompareConfig
 from pipelines.documents import apply_override, read_document
 from pipelines.drift import DriftConfig
 
@@ -166,6 +167,7 @@ class Recipe(_Section):
     tokenize: TokenizeConfig
     train: TrainConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig | None = None
     drift: DriftConfig | None = None
     runner: RunnerConfig = RunnerConfig()
 

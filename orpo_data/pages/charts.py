@@ -48,15 +48,15 @@ def value_histogram(series: Mapping[str, Sequence[float | None] | Numbers]) -> H
     if not len(values):
         return None
     low, high = float(values.min()), float(values.max())
-    width = _round_step(max(high - low, 1e-6 * max(-low, high), 1e-3), BINS)  # wide enough for distinct edges
+    width = round_step(max(high - low, 1e-6 * max(-low, high), 1e-3), BINS)  # wide enough for distinct edges
     edges = width * np.arange(math.floor(low / width), math.floor(high / width) + 2)
-    step = _round_step(float(edges[-1] - edges[0]), 8)
+    step = round_step(float(edges[-1] - edges[0]), 8)
     marks = [step * n for n in range(math.ceil(edges[0] / step), math.floor(edges[-1] / step) + 1)]
     left_out = sum(map(len, everything.values())) - len(values)
     return _draw(finite, edges, [(mark, f"{mark:g}") for mark in marks], lambda value: value, left_out)
 
 
-def _round_step(span: float, most: int) -> float:
+def round_step(span: float, most: int) -> float:
     """The smallest of 1, 2, 5 x 10^n that divides `span` into at most `most` parts."""
     power: float = 10.0 ** math.floor(math.log10(span / most))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power * most >= span * (1 - 1e-9))

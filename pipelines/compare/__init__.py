@@ -1,0 +1,1 @@
+"""The paper's comparison: several ways of training on one dataset, judged by one reward model."""

@@ -1,0 +1,126 @@
+"""From a recipe to the jobs of a comparison, and which of them need which.
+
+A job trains one model, or lets one trained policy answer the held-out prompts and be judged. Jobs that do not need each
+other may run at the same time, on different machines.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from orpo_data.errors import UsageError
+from orpo_train.config import TrainConfig
+from pipelines.compare.config import POLICIES, CompareConfig, Method
+from pipelines.documents import merge
+from pipelines.recipe import Recipe, explain_errors
+
+REWARD_MODELS = ("reward", "judge")
+ANSWERS_NAME = "answers.json"
+
+
+class Job(BaseModel):
+    """One thing to do, as plain values: it may be done in another process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # also its folder below DIR/compare
+    method: Method
+    seed: int
+    lambda_: float | None = None  # of orpo
+    answers: bool = False  # let the policy answer and be judged; otherwise train it
+    needs: tuple[str, ...] = ()  # names of jobs; a policy that another starts from is the first of them
+
+    @property
+    def label(self) -> str:
+        """What its seeds have in common: a line of the table."""
+        return self.method if self.lambda_ is None else f"{self.method} lambda={self.lambda_:g}"
+
+
+def comparison(recipe: Recipe, origin: str = "recipe") -> CompareConfig:
+    """The recipe's `compare` section; UsageError where it, or `train`, is missing or a method's settings are wrong."""
+    if recipe.train is None:
+        raise UsageError(f"{origin}: has no `train` section; compare starts from its model and settings")
+    if recipe.compare is None:
+        raise UsageError(f"{origin}: has no `compare` section; add `compare: {{}}` for SFT and ORPO")
+    for method in recipe.compare.methods:
+        method_config(recipe, method, origin)
+    return recipe.compare
+
+
+def method_config(recipe: Recipe, method: Method, origin: str = "recipe", **settings: Any) -> TrainConfig:
+    """The `train` section as a method has it; `settings` come last."""
+    assert recipe.train is not None
+    assert recipe.compare is not None
+    objective = "reward" if method in REWARD_MODELS else method
+    values = merge(recipe.train.model_dump(mode="json", by_alias=True), {"objective": objective})
+    values = merge(merge(values, recipe.compare.methods[method]), settings)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain_errors(TrainConfig, f"{origin}: compare.methods.{method}", error)) from None
+
+
+def plan(recipe: Recipe, origin: str = "recipe") -> list[Job]:
+    """The jobs of a comparison, each after those it needs.
+
+    >>> recipe.compare.methods, recipe.compare.seeds
+    ({'reward': {}, 'sft': {}, 'dpo': {}}, [1])
+    >>> [(job.name, job.needs) for job in plan(recipe)]
+    [('reward', ()),
+     ('sft,seed=1', ()), ('sft,seed=1,answers', ('sft,seed=1', 'reward')),
+     ('dpo,seed=1', ('sft,seed=1',)), ('dpo,seed=1,answers', ('dpo,seed=1', 'reward'))]
+    """
+    settings = comparison(recipe, origin)
+    jobs = [
+        Job(name=method, method=method, seed=method_config(recipe, method).seed)
+        for method in REWARD_MODELS
+        if method in settings.methods
+    ]
+    reward, judge = _reward_models(settings)
+    for seed in settings.seeds:
+        for method in POLICIES:
+            if method not in settings.methods:
+                continue
+            for lambda_ in _lambdas(recipe, method):
+                variant = "" if lambda_ is None else f",lambda={lambda_:g}"
+                name = f"{method}{variant},seed={seed}"
+                needs = {"dpo": (f"sft,seed={seed}",), "ppo": (f"sft,seed={seed}", reward)}.get(method, ())
+                jobs.append(Job(name=name, method=method, seed=seed, lambda_=lambda_, needs=needs))
+                if judge:
+                    asked = {"name": f"{name},answers", "answers": True, "needs": (name, judge)}
+                    jobs.append(jobs[-1].model_copy(update=asked))
+    return jobs
+
+
+def _reward_models(settings: CompareConfig) -> tuple[str, str]:
+    """Names of the jobs whose model ppo learns from, and whose model judges; empty where there is none."""
+    reward, judge = (name if name in settings.methods else "" for name in REWARD_MODELS)
+    return reward or judge, judge or reward
+
+
+def _lambdas(recipe: Recipe, method: Method) -> list[float | None]:
+    """ORPO's own lambda and those of the sweep, each once; other methods have none."""
+    if method != "orpo":
+        return [None]
+    assert recipe.compare is not None
+    return [*dict.fromkeys([method_config(recipe, "orpo").lambda_, *recipe.compare.lambdas])]
+
+
+def job_config(job: Job, recipe: Recipe, root: Path) -> TrainConfig:
+    """The settings of a job's training."""
+    settings: dict[str, Any] = {"seed": job.seed}
+    if job.lambda_ is not None:
+        settings["lambda"] = job.lambda_
+    if job.method in ("dpo", "ppo"):
+        settings["model"], settings["revision"] = str(model_folder(root, job.needs[0])), None
+    return method_config(recipe, job.method, **settings)
+
+
+def model_folder(root: Path, name: str) -> Path:
+    """Where the model of a training job lies."""
+    return root / "compare" / name / "model"
+
+
+def answers_folder(root: Path, job: Job) -> Path:
+    return root / "compare" / job.needs[0] / "answers"

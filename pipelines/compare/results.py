@@ -1,0 +1,192 @@
+"""What the jobs of a comparison came to: the figures of its page, as plain JSON values."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orpo_data.history import lineage
+from orpo_data.manifest import read_manifest
+from orpo_train.loop import TRAIN_NAME
+from orpo_train.run import sides_of
+from pipelines.compare.config import POLICIES
+from pipelines.compare.plan import ANSWERS_NAME, REWARD_MODELS, Job, answers_folder, job_config, model_folder
+from pipelines.layout import Layout
+from pipelines.recipe import Recipe
+from pipelines.sweep import read_metrics
+
+HELD_OUT = {
+    "eval/rewards/accuracies": "accuracy",
+    "eval/log_odds_chosen": "log odds ratio",
+    "eval/logps/chosen": "logps chosen",
+    "eval/logps/rejected": "logps rejected",
+}
+"""Figures of the held-out pairs after training, by their names in metrics.jsonl."""
+
+Outcome = dict[str, Any]
+"""What run_job returned, or {"error": line} of a job that failed or could not start."""
+
+
+def collect(jobs: Sequence[Job], outcomes: Mapping[str, Outcome], recipe: Recipe, root: Path) -> dict[str, Any]:
+    """The whole comparison, as comparison.json has it: runs, tables, distributions and curves."""
+    done = [job for job in jobs if "error" not in outcomes[job.name]]
+    trained = {job.name: _trained(job, outcomes[job.name], recipe, root) for job in done if not job.answers}
+    answered = {job.name: _read(answers_folder(root, job) / ANSWERS_NAME) for job in done if job.answers}
+    data = read_manifest(Layout(root).tokenize)
+    assert recipe.train is not None
+    return {
+        "name": recipe.name,
+        "base_model": Path(recipe.train.model).name if Path(recipe.train.model).is_dir() else recipe.train.model,
+        "dataset": data.fingerprint,
+        "pairs": {split: sum(shard.rows for shard in data.shards if shard.split == split) for split in data.splits},
+        "recipe": {key: recipe.resolved()[key] for key in ("train", "compare")},
+        "runs": list(trained.values()),
+        "failed": [{"name": job.name, "error": outcomes[job.name]["error"]} for job in jobs if job not in done],
+        "held_out": _held_out(jobs, trained),
+        "win_rates": _win_rates([job for job in done if job.answers], answered),
+        "answers": _answers([job for job in done if job.answers], answered),
+        "curves": _curves([job for job in done if not job.answers and job.method not in REWARD_MODELS], root),
+        "pair_logps": _pair_logps(done, answered),
+        "costs": _costs(jobs, trained),
+    }
+
+
+def mean_sd(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """Mean and standard deviation (n - 1; None of a single value) of what is there; None of nothing."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return None
+    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else None, "n": len(known)}
+
+
+def _trained(job: Job, outcome: Outcome, recipe: Recipe, root: Path) -> dict[str, Any]:
+    """A trained model: figures, cost, and what it was made of."""
+    folder = model_folder(root, job.name)
+    trained = _read(folder / TRAIN_NAME)
+    manifest = read_manifest(folder)
+    config = job_config(job, recipe, root)
+    base = job.needs[0] if job.needs else Path(config.model).name
+    return {
+        "name": job.name,
+        "label": job.label,
+        "method": job.method,
+        "seed": job.seed,
+        "model": str(folder.relative_to(root)),
+        "steps": trained["steps"],
+        "exported_step": trained["exported_step"],
+        "tokens": trained["tokens"],
+        "forward_passes": trained["pairs"] * len(sides_of(config)),
+        "metrics": trained["metrics"],
+        "cost": outcome["cost"],
+        "lineage": {
+            "weights": manifest.content_hash,
+            "base": base,
+            "base_weights": manifest.inputs[1].fingerprint,
+            "dataset": manifest.inputs[0].fingerprint,
+            "raw": [
+                {"name": item.name, "sha256": item.fingerprint}
+                for node in lineage(folder).nodes
+                if node.manifest.stage == "ingest"
+                for item in node.manifest.inputs
+            ],
+        },
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return content
+
+
+def _labels(jobs: Iterable[Job]) -> list[str]:
+    return [*dict.fromkeys(job.label for job in jobs)]
+
+
+def _held_out(jobs: Sequence[Job], trained: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and sd over the seeds of each policy's figures on the held-out pairs, in the order of the paper."""
+    table = []
+    for label in _labels(job for job in jobs if job.method in POLICIES):
+        runs = [run for run in trained.values() if run["label"] == label]
+        figures = {name: mean_sd(run["metrics"].get(key) for run in runs) for key, name in HELD_OUT.items()}
+        table.append({"label": label, "runs": len(runs), **figures})
+    return table
+
+
+def _win_rates(jobs: Sequence[Job], answered: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """ORPO's win rate over each other policy: ORPO's label -> the other's -> mean and sd over seeds and draws."""
+    ours = _labels(job for job in jobs if job.method == "orpo")
+    others = _labels(job for job in jobs if job.method != "orpo")
+    return {label: {other: mean_sd(_rates_of(label, other, jobs, answered)) for other in others} for label in ours}
+
+
+def _rates_of(label: str, other: str, jobs: Sequence[Job], answered: Mapping[str, Any]) -> list[float]:
+    """A win rate for each seed that trained both, and each draw of their answers."""
+    seeds = dict.fromkeys(job.seed for job in jobs)
+    both = [[job for job in jobs if job.seed == seed and job.label in (label, other)] for seed in seeds]
+    rates = []
+    for pair in both:
+        by_label = {job.label: answered[job.name]["draws"] for job in pair}
+        if len(by_label) == 2:
+            rates += [
+                win_rate(mine["rewards"], theirs["rewards"])
+                for mine, theirs in zip(by_label[label], by_label[other], strict=True)
+            ]
+    return rates
+
+
+def win_rate(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """Share of prompts whose answer has the higher reward; equal ones count half.
+
+    >>> win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, -1.0])
+    0.625
+    """
+    points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(mine, theirs, strict=True)]
+    return statistics.fmean(points)
+
+
+def _answers(jobs: Sequence[Job], answered: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rewards and lengths of each policy's answers, over all its seeds and draws."""
+    table = []
+    for label in _labels(jobs):
+        draws = [draw for job in jobs if job.label == label for draw in answered[job.name]["draws"]]
+        table.append(
+            {
+                "label": label,
+                "reward": mean_sd(statistics.fmean(draw["rewards"]) for draw in draws),
+                "tokens": mean_sd(statistics.fmean(draw["tokens"]) for draw in draws),
+                "rewards": [reward for draw in draws for reward in draw["rewards"]],
+            }
+        )
+    return table
+
+
+def _pair_logps(jobs: Sequence[Job], answered: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Log-probabilities of the held-out pairs under the first ORPO model that answered."""
+    first = next((job for job in jobs if job.answers and job.method == "orpo"), None)
+    return {"label": first.label, **answered[first.name]["pair_logps"]} if first else None
+
+
+def _curves(jobs: Sequence[Job], root: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of metrics.jsonl of each policy's first seed."""
+    first = {job.label: job for job in reversed(jobs)}
+    return {label: read_metrics(model_folder(root, first[label].name)) for label in _labels(jobs)}
+
+
+def _costs(jobs: Sequence[Job], trained: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a training of each method costs, mean over its seeds; without what it starts from or learns from."""
+    table = []
+    for label in _labels(job for job in jobs if not job.answers):
+        runs = [run for run in trained.values() if run["label"] == label]
+        costs = [run["cost"] for run in runs if run["cost"]]
+        table.append(
+            {
+                "label": label,
+                "runs": len(runs),
+                "seconds": mean_sd(cost["seconds"] for cost in costs),
+                "peak_bytes": mean_sd(cost["peak_bytes"] for cost in costs),
+                **{name: mean_sd(run[name] for run in runs) for name in ("steps", "tokens", "forward_passes")},
+            }
+        )
+    return table

@@ -1,0 +1,78 @@
+"""One job of a comparison, in this process: train a model and write down what that cost, or let it answer."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from orpo_data.errors import OrpoError
+from orpo_data.manifest import read_manifest
+from orpo_data.shards import read_table
+from orpo_train.answers import judged_answers
+from orpo_train.memory import peak_memory
+from pipelines.compare.plan import ANSWERS_NAME, Job, answers_folder, job_config, model_folder
+from pipelines.layout import Layout
+from pipelines.recipe import Recipe
+from pipelines.training import train_model
+
+log = logging.getLogger(__name__)
+
+COST_NAME = "cost.json"
+ANSWERS_VERSION = 1  # raised whenever the same models would answer otherwise, or be judged otherwise
+
+Outcome = dict[str, Any]
+"""Of a job: `path`, whether it `ran`; of a training also `content_hash` and `cost`."""
+
+
+def run_job(job: Job, recipe: Recipe, root: Path) -> Outcome:
+    """Do a job below `root`, unless it is done: where its folder lies, whether it ran, and what its training cost.
+
+    Raises OrpoError where it cannot be done.
+    """
+    return answer(job, recipe, root) if job.answers else train(job, recipe, root)
+
+
+def train(job: Job, recipe: Recipe, root: Path) -> Outcome:
+    """The job's model: from the recipe's base model, or from the policy that the method starts from."""
+    started, before = time.monotonic(), peak_memory()
+    place, config = Layout(root), job_config(job, recipe, root)
+    report = train_model(place.tokenize, config, model_folder(root, job.name), job=f"{recipe.name} {job.name}")
+    cost_file = report.path.parent / COST_NAME
+    if report.ran:
+        cost = {"seconds": time.monotonic() - started, "peak_bytes": peak_memory() - before}
+        cost_file.write_text(json.dumps(cost) + "\n", "utf-8")
+    return {
+        "path": str(report.path),
+        "ran": report.ran,
+        "content_hash": report.content_hash,
+        "cost": json.loads(cost_file.read_text("utf-8")) if cost_file.exists() else None,
+    }
+
+
+def answer(job: Job, recipe: Recipe, root: Path) -> Outcome:
+    """The policy's answers to held-out prompts under the judge; up to date, they are kept.
+
+    Raises OrpoError where there are no held-out prompts, or a model cannot answer or judge.
+    """
+    assert recipe.compare is not None
+    policy, judge = (model_folder(root, name) for name in job.needs)
+    dataset, settings = Layout(root).tokenize, recipe.compare
+    inputs = [read_manifest(folder).content_hash for folder in (policy, judge, dataset)]
+    asked = settings.model_dump(mode="json", include={"prompts", "draws", "sampling"})
+    key = {"version": ANSWERS_VERSION, "inputs": inputs, **asked}
+    file = answers_folder(root, job) / ANSWERS_NAME
+    ran = not file.exists() or json.loads(file.read_text("utf-8"))["key"] != key
+    if ran:
+        log.info("answers: running into %s", file)
+        table = read_table(dataset, "eval") if "eval" in read_manifest(dataset).splits else None
+        if table is None or not len(table):
+            raise OrpoError(f"{dataset}: has no held-out prompts to answer; raise split.eval_fraction")
+        precision = job_config(job.model_copy(update={"needs": job.needs[:1]}), recipe, root).precision
+        pairs = table.slice(0, settings.prompts)
+        told = judged_answers(policy, judge, pairs, settings.sampling, settings.draws, precision)
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": key, **told}) + "\n", "utf-8")
+        partial.replace(file)
+    return {"path": str(file), "ran": ran}

@@ -1,0 +1,104 @@
+"""The jobs of a comparison: each once, each after what it needs, each with its own settings."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orpo_data.errors import UsageError
+from pipelines.compare.plan import job_config, plan
+from pipelines.documents import ready_recipes
+from pipelines.recipe import Recipe
+
+DOCUMENT = {
+    "name": "plan",
+    "sources": [{"dataset": "hh-rlhf", "path": "raw"}],
+    "tokenize": {"tokenizer": "some/tokenizer"},
+    "train": {"model": "some/model", "lambda": 0.5},
+}
+OPTIONAL = ("reward", "judge", "orpo")
+
+
+def recipe_of(**compare: object) -> Recipe:
+    return Recipe.parse(DOCUMENT | {"compare": compare}, "my.yaml")
+
+
+@given(
+    methods=st.sets(st.sampled_from(OPTIONAL)).map(lambda names: {name: {} for name in ("sft", *sorted(names))}),
+    seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+)
+def test_every_job_stands_once_and_behind_what_it_needs(methods, seeds):
+    jobs = plan(recipe_of(methods=methods, seeds=seeds))
+    names = [job.name for job in jobs]
+    assert len({*names}) == len(names)
+    for number, job in enumerate(jobs):
+        assert {*job.needs} <= {*names[:number]}
+    policies = [job for job in jobs if job.method not in ("reward", "judge") and not job.answers]
+    assert len(policies) == len(seeds) * len(methods.keys() - {"reward", "judge"})
+    assert len([job for job in jobs if job.answers]) == (len(policies) if {"reward", "judge"} & methods.keys() else 0)
+
+
+def test_the_plan_of_a_whole_comparison():
+    methods = {name: {} for name in ("reward", "judge", "sft", "orpo")}
+    jobs = plan(recipe_of(methods=methods, seeds=[1], lambdas=[0.5, 1.0]))
+    policies = {"sft,seed=1": ()} | {f"orpo,lambda={x},seed=1": () for x in (0.5, 1)}
+    expected = {"reward": (), "judge": ()}
+    for name, needs in policies.items():
+        expected |= {name: needs, f"{name},answers": (name, "judge")}
+    assert {job.name: job.needs for job in jobs} == expected
+    assert [job.label for job in jobs if not job.answers] == [
+        "reward",
+        "judge",
+        "sft",
+        "orpo lambda=0.5",
+        "orpo lambda=1",
+    ]
+
+
+def test_a_method_has_the_recipes_settings_and_its_own(tmp_path):
+    recipe = recipe_of(
+        methods={"sft": {"learning_rate": 0.25, "seed": 9}, "orpo": {"epochs": 3}}, seeds=[7], lambdas=[2]
+    )
+    sft, first, second = (job_config(job, recipe, tmp_path) for job in plan(recipe))
+    assert (sft.objective, sft.learning_rate, sft.epochs, sft.seed) == ("sft", 0.25, 1, 7)
+    assert (first.objective, first.lambda_, first.learning_rate, first.epochs) == ("orpo", 0.5, 8e-6, 3)
+    assert second.lambda_ == 2.0
+
+
+@pytest.mark.parametrize(
+    ("compare", "says"),
+    [
+        ({"methods": {"dpo": {}}}, "methods: dpo starts from the model of sft"),
+        ({"methods": {"sft": {}, "ppo": {}}}, "methods: ppo learns from a reward model; add `reward: {}`"),
+        ({"methods": {"reward": {}}}, "nothing to compare"),
+        ({"methods": {"sft": {"lerning_rate": 1}}}, "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        ({"methods": {"sft": {"epochs": 0}}}, r"compare\.methods\.sft: epochs: .*greater than or equal to 1"),
+        ({"methods": {"rlhf": {}}}, r"compare\.methods\.rlhf"),
+        ({"methods": {"sft": {}}, "lambdas": [1]}, "lambdas: are for orpo"),
+        ({"seeds": [1, 1]}, r"seeds: a value stands twice in \[1, 1\]"),
+        ({"seeds": []}, r"compare\.seeds"),
+        ({"sedes": [1]}, "did you mean 'seeds'"),
+    ],
+)
+def test_a_wrong_section_names_its_key(compare, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        plan(recipe_of(**compare), "my.yaml")
+    assert str(caught.value).startswith("my.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"), [("train", "has no `train`"), ("compare", "has no `compare` section; add")]
+)
+def test_a_recipe_that_cannot_be_compared(missing, says):
+    document = DOCUMENT | {"compare": {}}
+    del document[missing]
+    with pytest.raises(UsageError, match=says):
+        plan(Recipe.parse(document), "my.yaml")
+
+
+@pytest.mark.parametrize("name", [name for name in ready_recipes() if name.startswith("opt")])
+def test_the_papers_small_models_are_compared_as_in_the_paper(name):
+    recipe = Recipe.read(name)
+    assert recipe.compare is not None
+    assert {"reward", "judge", "sft", "orpo"} <= recipe.compare.methods.keys()
+    assert recipe.compare.methods["sft"] == {"learning_rate": 1e-5, "epochs": 1}
