@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
+from orpo_data.places import as_path
 from pipelines.compare.page import comparison_tables
 
 LARGEST_PICTURE = 300_000
@@ -75,7 +76,7 @@ def stages_page(name: str, reports: Sequence[dict[str, Any]]) -> str:
 
 def _report_address(folder: str) -> str:
     """Percent-encoded, so that no folder's name can end the link."""
-    return (Path(folder).absolute() / "report.html").as_uri()
+    return (as_path(folder).absolute() / "report.html").as_uri()
 
 
 def evaluation_page(name: str, model: dict[str, Any], evaluation: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.places import as_path
 from pipelines.cli import app, run_app
 from pipelines.cli.app import JsonOption, OutputOption, RecipeArgument, SetOption, default_output, read_recipe
 
@@ -83,7 +84,7 @@ def quickstart(output: OutputOption = None, as_json: JsonOption = False) -> None
         print(json.dumps(result))
     else:
         _show(result)
-        _show_samples(Path(result["evaluation"]["path"]))
+        _show_samples(as_path(result["evaluation"]["path"]))
 
 
 @app.command()
@@ -100,7 +101,7 @@ def serve(
     parameters = {
         "recipe": str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe,
         "overrides": overrides or [],
-        "output": str((output or default_output(settings)).resolve()),
+        "output": str((output or default_output(settings)).absolute()),
     }
     from prefect.types.entrypoint import EntrypointType
 
@@ -180,13 +181,13 @@ def _show(result: dict[str, Any]) -> None:
     from orpo_data.stage import StageReport
     from pipelines.console import out, print_reports
 
-    print_reports([StageReport(**report | {"path": Path(report["path"])}) for report in result["stages"]])
+    print_reports([StageReport(**report | {"path": as_path(report["path"])}) for report in result["stages"]])
     if "model" in result:
         from pipelines.evaluation import evaluation_table
 
         out.print(evaluation_table(result["evaluation"]["result"]))
         out.print(f"model  {result['model']['path']}", markup=False, soft_wrap=True)
-        out.print(f"report {Path(result['evaluation']['path']) / 'report.html'}", markup=False, soft_wrap=True)
+        out.print(f"report {as_path(result['evaluation']['path']) / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _show_comparison(result: dict[str, Any], as_json: bool) -> None:

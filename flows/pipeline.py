@@ -6,7 +6,6 @@ never tables; whether a stage has to run is for its manifest to say, so Prefect'
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow, task
@@ -19,6 +18,7 @@ from flows.logs import log_progress, show_stage_logs
 from flows.network import retry_on_network_fault
 from orpo_data.errors import UsageError
 from orpo_data.locking import running
+from orpo_data.places import as_path
 from pipelines import stages
 from pipelines.drift import DriftError
 from pipelines.layout import Layout
@@ -45,9 +45,10 @@ def stage_task(run_name: str, *, network: bool = False) -> Callable[[Callable[P,
     )
 
 
-def as_values(report: object) -> Report:
+def as_values(report: Any) -> Report:
     """Any stage's report as plain values."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(report).items()}
+    values: Report = vars(report) | {"path": str(report.path)}
+    return values
 
 
 @stage_task("ingest-{source}", network=True)
@@ -56,7 +57,7 @@ def ingest(source: str, recipe: dict[str, Any], output: str) -> Report:
     settings = Recipe.parse(recipe)
     config = next(config for config in settings.sources if config.label == source)
     report = stages.ingest(
-        config, settings, Path(output), log_progress(f"ingest {source}"), run_parts=part_runner(settings.runner)
+        config, settings, as_path(output), log_progress(f"ingest {source}"), run_parts=part_runner(settings.runner)
     )
     return as_values(report)
 
@@ -64,37 +65,37 @@ def ingest(source: str, recipe: dict[str, Any], output: str) -> Report:
 @stage_task("binarize")
 def binarize(ingested: list[Report], recipe: dict[str, Any], output: str) -> Report:
     """Every source's rows to pairs."""
-    folders = [Path(report["path"]) for report in ingested]
+    folders = [as_path(report["path"]) for report in ingested]
     settings = Recipe.parse(recipe)
     progress, run_parts = log_progress("binarize"), part_runner(settings.runner)
-    return as_values(stages.binarize(folders, settings, Path(output), progress, run_parts=run_parts))
+    return as_values(stages.binarize(folders, settings, as_path(output), progress, run_parts=run_parts))
 
 
 @stage_task("clean")
 def clean(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs that keep every structural rule."""
-    inputs = Path(previous["path"])
+    inputs = as_path(previous["path"])
     settings = Recipe.parse(recipe)
     progress, run_parts = log_progress("clean"), part_runner(settings.runner)
-    return as_values(stages.clean(inputs, settings, Path(output), progress, run_parts=run_parts))
+    return as_values(stages.clean(inputs, settings, as_path(output), progress, run_parts=run_parts))
 
 
 @stage_task("split")
 def split(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs to a train and an eval side."""
-    inputs = Path(previous["path"])
+    inputs = as_path(previous["path"])
     settings = Recipe.parse(recipe)
     progress, run_parts = log_progress("split"), part_runner(settings.runner)
-    return as_values(stages.split(inputs, settings, Path(output), progress, run_parts=run_parts))
+    return as_values(stages.split(inputs, settings, as_path(output), progress, run_parts=run_parts))
 
 
 @stage_task("tokenize", network=True)
 def tokenize(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     """Pairs to token ids."""
-    inputs = Path(previous["path"])
+    inputs = as_path(previous["path"])
     settings = Recipe.parse(recipe)
     progress, run_parts = log_progress("tokenize"), part_runner(settings.runner)
-    return as_values(stages.tokenize(inputs, settings, Path(output), progress, run_parts=run_parts))
+    return as_values(stages.tokenize(inputs, settings, as_path(output), progress, run_parts=run_parts))
 
 
 @stage_task("train", network=True)
@@ -105,7 +106,9 @@ def train(dataset: str, recipe: dict[str, Any], output: str) -> Report:
     settings = Recipe.parse(recipe)
     assert settings.train is not None
     show_progress = sys.stderr.isatty()  # a bar is for people, not for the log of a scheduled run
-    report = train_model(Path(dataset), settings.train, Path(output), job=settings.name, show_progress=show_progress)
+    report = train_model(
+        as_path(dataset), settings.train, as_path(output), job=settings.name, show_progress=show_progress
+    )
     return as_values(report)
 
 
@@ -115,7 +118,7 @@ def evaluate(model: Report, dataset: str, recipe: dict[str, Any], output: str) -
     from pipelines.evaluation import evaluate_model
 
     settings = Recipe.parse(recipe)
-    folders = Path(model["path"]), Path(dataset), Path(output)
+    folders = as_path(model["path"]), as_path(dataset), as_path(output)
     report = evaluate_model(*folders, settings.evaluate, job=settings.name)
     result = {name: report.result[name] for name in ("pairs", "before", "after")}
     return as_values(report) | {"result": result}
@@ -174,7 +177,7 @@ def run_flow(recipe: str, overrides: list[str] | None = None, output: str | None
 def read_settings(recipe: str, overrides: list[str] | None, output: str | None) -> tuple[Recipe, Layout]:
     show_stage_logs()
     settings = Recipe.read(recipe, overrides or [])
-    return settings, Layout(output or Path("runs") / settings.name)
+    return settings, Layout(output or f"runs/{settings.name}")
 
 
 def prepare_data(settings: Recipe, place: Layout) -> list[Report]:

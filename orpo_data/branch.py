@@ -130,7 +130,7 @@ class BranchRunner:
         self._advance(segments, [run for run in runs if run.folder not in known])
         parts = []
         for run in runs:
-            part, dropped = _taken_over(run, known[run.folder]) if run.folder in known else _finished(run)
+            part, dropped = self._come_to(run, known.get(run.folder))
             if run.rows_in < part.rows_in:
                 self._progress(part.rows_in - run.rows_in)
             for split, shard in part.shards:
@@ -139,6 +139,10 @@ class BranchRunner:
                 self._writer.write_dropped(table)
             parts.append(part)
         return parts
+
+    def _come_to(self, run: PartRun, earlier: EarlierPart | None) -> tuple[FinishedPart, list[pa.Table]]:
+        """What a part came to now or earlier, and its dropped rows."""
+        return _taken_over(earlier, self._writer.aside / run.folder.name) if earlier else _finished(run)
 
 
 def _judge(segment: Segment, runs: Sequence[PartRun]) -> dict[str, Any]:
@@ -158,8 +162,8 @@ def _finished(run: PartRun) -> tuple[FinishedPart, list[pa.Table]]:
     return FinishedPart(run.key, run.rows_in, run.tallies, run.shards, sum(map(len, dropped))), dropped
 
 
-def _taken_over(run: PartRun, earlier: EarlierPart) -> tuple[FinishedPart, list[pa.Table]]:
-    """And its dropped rows."""
+def _taken_over(earlier: EarlierPart, aside: Path) -> tuple[FinishedPart, list[pa.Table]]:
+    """And its dropped rows; its shards once more in the folder `aside`."""
     record = earlier.record
-    part = FinishedPart(record.key, record.rows_in, record.steps, earlier.link(run.folder), record.dropped)
+    part = FinishedPart(record.key, record.rows_in, record.steps, earlier.link(aside), record.dropped)
     return part, [earlier.dropped] if record.dropped else []

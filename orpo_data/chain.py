@@ -11,6 +11,7 @@ import polars as pl
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Input, Manifest, Shard, StepCounts, read_manifest
+from orpo_data.places import is_local, join
 from orpo_data.schema import ORIGIN_COLUMNS
 from orpo_data.shards import read_shard
 
@@ -89,16 +90,18 @@ def _input(node: Node, item: Input) -> Node | None:
     """The folder that a stage read, if there is one still."""
     if item.path is None:
         return None
-    folder = _without_dots(node.path / item.path)
+    folder = _without_dots(join(node.path, item.path))
     if not (folder / MANIFEST_NAME).exists():
         return None
     manifest = read_manifest(folder)
-    link = os.path.normpath(os.path.join(node.link, item.path))
+    link = item.path if "://" in item.path else os.path.normpath(os.path.join(node.link, item.path))
     return Node(folder, manifest, manifest.content_hash == item.content_hash, link)
 
 
 def _without_dots(folder: Path) -> Path:
     """The same folder without `..`; where a link lies on the way, `x/..` is another folder, and they stay."""
+    if not is_local(folder):
+        return folder
     short = Path(os.path.normpath(folder))
     return short if short.exists() and folder.exists() and short.samefile(folder) else folder
 

@@ -17,6 +17,7 @@ from orpo_data.chain import origins, read_sound_chain
 from orpo_data.distributions import Shift, shifts
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Manifest, StepCounts, read_manifest
+from orpo_data.places import as_path
 from orpo_data.schema import ORIGIN_COLUMNS
 from orpo_data.shards import check_sizes
 from orpo_data.stage import key_changes
@@ -94,7 +95,7 @@ def diff(old: str | Path, new: str | Path) -> Diff:
 
     Raises OrpoError where one of them is no such thing, or is broken.
     """
-    folders = Path(old), Path(new)
+    folders = as_path(old), as_path(new)
     manifests = [read_manifest(folder) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
         check_sizes(folder, manifest)

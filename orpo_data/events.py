@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import attr
 import pyarrow as pa
@@ -30,6 +31,7 @@ from openlineage.client.transport.noop import NoopConfig, NoopTransport
 from openlineage.client.uuid import generate_new_uuid
 
 from orpo_data.manifest import Input, Manifest
+from orpo_data.places import append, is_local, join
 
 EVENTS_NAME = "_lineage.ndjson"
 PRODUCER = "urn:python:orpo"
@@ -84,18 +86,19 @@ class Recorder:
             fileCount=len(manifest.shards),
             producer=PRODUCER,
         )
+        namespace, name = _named(self._output)
         output = OutputDataset(
-            namespace="file",
-            name=str(self._output.resolve()),
+            namespace=namespace,
+            name=name,
             facets=facets,
             outputFacets={"outputStatistics": statistics},
         )
         self._emit(RunState.COMPLETE, facets={"orpo_steps": steps}, outputs=[output])
 
     def _input_dataset(self, item: Input) -> InputDataset:
-        name = str((self._output.resolve() / item.path).resolve()) if item.path else item.name
+        namespace, name = _named(join(self._output, item.path)) if item.path else ("file", item.name)
         facets: dict[str, DatasetFacet] = {"version": _version(item.content_hash or item.fingerprint)}
-        return InputDataset(namespace="file", name=name, facets=facets)
+        return InputDataset(namespace=namespace, name=name, facets=facets)
 
     def _emit(
         self, state: RunState, facets: dict[str, Any] | None = None, outputs: list[OutputDataset] | None = None
@@ -109,14 +112,21 @@ class Recorder:
             outputs=outputs or [],
             producer=PRODUCER,
         )
-        if self._file.parent.is_dir():
-            with self._file.open("a") as file:
-                file.write(Serde.to_json(event) + "\n")
+        if not is_local(self._file) or self._file.parent.is_dir():
+            append(self._file, Serde.to_json(event) + "\n")
         if self._client is not None:
             try:
                 self._client.emit(event)
             except OSError as error:
                 log.warning("lineage event not delivered: %s", error)
+
+
+def _named(folder: Path) -> tuple[str, str]:
+    """A dataset as OpenLineage's naming rules have it: `file` and a path, or `s3://bucket` and a key."""
+    if is_local(folder):
+        return "file", str(folder.resolve())
+    parts = urlsplit(str(folder))
+    return f"{parts.scheme}://{parts.netloc}", parts.path.lstrip("/")
 
 
 def _version(content_hash: str) -> dataset_version_dataset.DatasetVersionDatasetFacet:

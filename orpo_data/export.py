@@ -8,6 +8,7 @@ from typing import Any
 
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
+from orpo_data.places import as_path
 from orpo_data.shards import scan
 from orpo_data.views import CLEANED, TEXT_VIEWS
 
@@ -41,7 +42,7 @@ def export(dataset: str | Path, to: str, output: str | Path) -> list[ExportedFil
     Raises OrpoError for a dataset without text or with pairs that are not cleaned, UsageError for an unknown `to` and
     for a file that is not to be one of JSON lines.
     """
-    folder = Path(dataset)
+    folder = as_path(dataset)
     if to not in TEXT_VIEWS:
         raise UsageError(f"--to {to!r}: unknown form, there are {', '.join(TEXT_VIEWS)}")
     manifest = read_manifest(folder)

@@ -1,25 +1,41 @@
 """Output folders: complete or absent, and never in the place of what somebody else put there.
 
-A folder comes into being by one rename. What a killed run left behind is removed by the next one.
+On this machine a folder comes into being by one rename. On a storage, which has none, it is made whole beside its place
+and copied there by the storage itself: the older manifest goes first, the new one comes last, and in between nothing
+opens as a dataset. What a killed run left behind is finished or removed by the next one.
 """
 
 import ctypes
 import json
 import os
-import shutil
 from pathlib import Path
 
+import orjson
+
+from orpo_data.cache import side_by_side
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from orpo_data.shards import file_sha256, list_files
+from orpo_data.places import copy, file_sha256, is_local, remove_folder, send, storage_stamp
+from orpo_data.shards import list_files
+
+STAMPS_NAME = "_storage.json"
+"""What the storage says of each file, its size and its own checksum: as long as it says so, the file is unchanged."""
+
+
+def partial_folder(output: Path) -> Path:
+    """Where a folder is made before it takes its place."""
+    return output.parent / f".{output.name}.partial"
 
 
 def commit_folder(folder: Path, output: Path, manifest: Manifest) -> None:
     """Make `folder`, complete but for its manifest, the dataset folder or model folder `output`."""
     known = {shard.path for shard in (*manifest.shards, *manifest.dropped)}
     files = {name: file_sha256(folder / name) for name in list_files(folder) if name not in known}
-    write_manifest(folder, manifest.model_copy(update={"files": files}))
     refuse_foreign_files(output)
+    if not is_local(output):
+        _replace(folder, output, manifest.model_copy(update={"files": files}))
+        return
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
     try:
         _take_place(folder, output)
     finally:
@@ -51,8 +67,41 @@ def _stale(output: Path) -> Path:
     return output.parent / f".{output.name}.stale"
 
 
+def _replace(folder: Path, output: Path, manifest: Manifest) -> None:
+    """As a rename, on a storage: once the folder beside `output` has its manifest, it will take that place."""
+    partial = partial_folder(output)
+    if is_local(folder):
+        for name in list_files(folder):
+            send(folder / name, partial / name)
+        remove_folder(folder)
+    write_manifest(partial, manifest)
+    _finish_replacing(output)
+
+
+def _finish_replacing(output: Path) -> None:
+    """Where a complete folder lies beside `output`, put it there."""
+    partial = partial_folder(output)
+    if not (partial / MANIFEST_NAME).exists():
+        return
+    manifest = read_manifest(partial)
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
+    names = list_files(partial)
+    for name in {*list_files(output)} - {*names}:
+        (output / name).unlink()
+    side_by_side(copy, [(partial / name, output / name) for name in names])
+    stamps = dict(zip(names, side_by_side(storage_stamp, [(output / name,) for name in names]), strict=True))
+    (output / STAMPS_NAME).write_bytes(orjson.dumps(stamps, option=orjson.OPT_INDENT_2) + b"\n")
+    files = manifest.files | {STAMPS_NAME: file_sha256(output / STAMPS_NAME)}
+    write_manifest(output, manifest.model_copy(update={"files": files}))
+    (partial / MANIFEST_NAME).unlink()  # before the rest: half a folder is not to take this place again
+    remove_folder(partial)
+
+
 def _finish_move(output: Path) -> None:
     """Put the older folder back where the newer one did not arrive, remove it where it did."""
+    if not is_local(output):
+        _finish_replacing(output)
+        return
     stale = _stale(output)
     if stale.exists() and not output.exists():
         stale.rename(output)
@@ -94,8 +143,3 @@ def refuse_foreign_files(output: Path) -> None:
             raise OrpoError(
                 f"{output / name}: was added to this folder, which is to be written anew; move it elsewhere"
             )
-
-
-def remove_folder(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -13,6 +13,7 @@ from orpo_data.chain import Node, origins, read_chain
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.explain import explain
 from orpo_data.manifest import StepCounts, read_manifest
+from orpo_data.places import as_path
 from orpo_data.schema import ORIGIN_COLUMNS
 
 MOST_IDS = 20
@@ -111,7 +112,7 @@ def lineage(path: str | Path, row: str | None = None, *, file: str | None = None
     """
     if (row is not None and file is not None) or (line is not None and file is None):
         raise UsageError("lineage: ask for a row, or for a file, or for a file and a line of it")
-    nodes = read_chain(Path(path), read_manifest(Path(path)))
+    nodes = read_chain(as_path(path), read_manifest(as_path(path)))
     if file is not None:
         return _file_lineage(nodes, path, file, line)
     if row is None:

@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from orpo_data.cache import scratch_folder
 from orpo_data.errors import OrpoError
+from orpo_data.places import is_local
 
 PATIENCE = 2.0
 """Seconds until a run gives up: another may only be looking whether it has anything to do."""
@@ -27,12 +29,19 @@ log = logging.getLogger(__name__)
 
 def writing(output: Path) -> AbstractContextManager[None]:
     """Be the only one who writes the folder or file `output`; OrpoError naming the one who does already."""
+    if not is_local(output):
+        return _holding(_here(output), output)
     return _holding(output.absolute().parent / f".{output.absolute().name}.lock", output)
 
 
 def running(root: Path) -> AbstractContextManager[None]:
     """Be the only run whose stages lie in the folder `root`; OrpoError naming the one that is there already."""
-    return _holding(root / ".run.lock", root)
+    return _holding(root / ".run.lock" if is_local(root) else _here(root), root)
+
+
+def _here(output: Path) -> Path:
+    """The lock of an output on a storage: it has none of its own, so only processes of this machine are told apart."""
+    return scratch_folder(str(output)).with_suffix(".lock")
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orpo_data.manifest import Manifest
-from orpo_data.shards import file_sha256, iter_tables, open_shard
+from orpo_data.places import file_sha256
+from orpo_data.shards import iter_tables, open_shard
 
 PARQUET_FOLDER = "parquet"
 ROWS_PER_GROUP = 10_000
@@ -30,7 +31,7 @@ def write_parquet(dataset: Path, manifest: Manifest, folder: Path) -> list[Parqu
 
     A dataset that was not split is one file, `train.parquet`. The same rows and pyarrow give the same bytes.
     """
-    schema = open_shard(dataset / manifest.shards[0].path).schema
+    schema = open_shard(dataset / manifest.shards[0].path, manifest.shards[0].sha256).schema
     (folder / PARQUET_FOLDER).mkdir(parents=True)
     rows = dict.fromkeys(manifest.splits or ["train"], 0)
     paths = {split: f"{PARQUET_FOLDER}/{split}.parquet" for split in rows}

@@ -19,10 +19,12 @@ from typing import NamedTuple, Protocol, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orpo_data.cache import deliver
 from orpo_data.manifest import Shard, Tally
-from orpo_data.shards import file_sha256, open_shard, read_shard
+from orpo_data.places import file_sha256, make_folder
+from orpo_data.shards import open_shard, read_shard
 from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
-from orpo_data.writing import ShardWriter, WrittenShard, canonical
+from orpo_data.writing import ShardWriter, StreamFile, WrittenShard, canonical
 
 
 class Part(Protocol):
@@ -154,7 +156,7 @@ class PartRun:
         return file_sha256(path) if path else None
 
     def file(self, name: str) -> Path:
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         return self.folder / name
 
     def batches(self, segment: Segment, batch_rows: int) -> Iterator[tuple[pa.Table, pa.Table | None]]:
@@ -289,22 +291,22 @@ class _Spill:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stream: pa.ipc.RecordBatchStreamWriter | None = None
+        self._stream: StreamFile | None = None
 
     def write(self, table: pa.Table) -> None:
         if not len(table):
             return
         if self._stream is None:
-            self._stream = pa.ipc.new_stream(str(self._path), table.schema)
-        self._stream.write_table(table)
+            self._stream = StreamFile(self._path, table.schema)
+        self._stream.write(table)
 
     def close(self, *, always: bool = False) -> Path | None:
         """The file; without any row there is none, or an empty one if there must `always` be one."""
         if self._stream is None and always:
-            self._stream = pa.ipc.new_stream(str(self._path), pa.schema([]))
+            self._stream = StreamFile(self._path, pa.schema([]))
         if self._stream is None:
             return None
-        self._stream.close()
+        deliver(self._stream.close(), self._path)
         return self._path
 
 

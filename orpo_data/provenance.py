@@ -1,10 +1,13 @@
 """Recorded beside the rows, never part of their fingerprint: package versions, git commit, relative places."""
 
 import os
+import posixpath
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from orpo_data.places import is_local
 
 PACKAGES = (
     "orpo-pipeline",
@@ -43,5 +46,10 @@ def git_commit() -> str | None:
 
 
 def relative_path(folder: Path, start: Path) -> str:
-    """`folder` as seen from `start`, so that a run's folder can be moved as a whole."""
+    """`folder` as seen from `start`, so that a run's folder can be moved as a whole; its URL on another storage."""
+    if not is_local(folder):
+        (scheme, _, path), (other, _, below) = str(folder).partition("://"), str(start).partition("://")
+        return posixpath.relpath(path, below) if scheme == other else str(folder)
+    if not is_local(start):
+        return str(folder.resolve())
     return Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix()

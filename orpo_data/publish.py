@@ -20,7 +20,8 @@ from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from orpo_data.pages.upstream import public_place, sources_of
 from orpo_data.parquet import write_parquet
-from orpo_data.shards import file_sha256, scan
+from orpo_data.places import as_path, file_sha256
+from orpo_data.shards import scan
 from orpo_data.targets import FolderTarget, Target, find_target
 from orpo_data.verification import verify
 
@@ -41,7 +42,7 @@ def push(dataset: str | Path, to: str, *, public: bool = False, published: date 
     created if there is none, private unless `public`. `published` is the date in the metadata, by default today's.
     Raises OrpoError if the dataset is damaged or the target holds something else, UsageError if `to` is none of these.
     """
-    folder, target = Path(dataset), find_target(to, public=public)
+    folder, target = as_path(dataset), find_target(to, public=public)
     if isinstance(target, FolderTarget) and target.folder.resolve().is_relative_to(folder.resolve()):
         raise OrpoError(f"{to}: is the dataset itself or lies inside it; choose another place")
     manifest = _sound_manifest(folder)

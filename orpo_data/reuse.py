@@ -4,9 +4,8 @@ Nothing is taken on trust: a shard counts only if its bytes are still those of t
 those of its name.
 """
 
-import os
+import hashlib
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +14,12 @@ from pathlib import Path
 import orjson
 import pyarrow as pa
 
+from orpo_data.cache import move_all
 from orpo_data.errors import OrpoError
+from orpo_data.folders import STAMPS_NAME
 from orpo_data.manifest import PartRecord, Shard, read_manifest
-from orpo_data.shards import DROPPED_FOLDER, file_sha256, open_shard
+from orpo_data.places import copy, file_sha256, is_local, make_folder, storage_stamp
+from orpo_data.shards import DROPPED_FOLDER, open_shard
 from orpo_data.writing import WrittenShard
 
 PARTS_NAME = "_parts.json"
@@ -40,10 +42,10 @@ class EarlierPart:
 
     def link(self, folder: Path) -> list[tuple[str | None, WrittenShard]]:
         """Its shards once more, in `folder`, which is created."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         linked = []
         for i, (file, shard) in enumerate(self.shards):
-            place = _link(file, folder / str(i))
+            place = copy(file, folder / str(i))
             linked.append((shard.split, WrittenShard(place, shard.rows, shard.tokens, shard.bytes, shard.sha256)))
         return linked
 
@@ -55,6 +57,7 @@ class Earlier:
         self._output = output
         self._parts: dict[str, tuple[PartRecord, int]] = {}  # and where its dropped rows begin
         self._shards: dict[str, Shard] = {}
+        self._files: dict[str, str] = {}
         try:
             manifest = read_manifest(output)
         except OrpoError:
@@ -62,6 +65,7 @@ class Earlier:
         file = output / PARTS_NAME
         if not file.is_file() or file_sha256(file) != manifest.files.get(PARTS_NAME):
             return
+        self._files = manifest.files
         self._shards = {shard.path: shard for shard in (*manifest.shards, *manifest.dropped)}
         start = 0
         for entry in orjson.loads(file.read_bytes()):
@@ -75,7 +79,7 @@ class Earlier:
             return None
         record, start = self._parts[key]
         shards = [(self._output / path, self._shards[path]) for path in record.shards]
-        if (record.dropped and self._dropped is None) or not all(_sound(*shard) for shard in shards):
+        if (record.dropped and self._dropped is None) or not all(self._sound(path) for path in record.shards):
             return None
         table = pa.table({}) if self._dropped is None else self._dropped.slice(start, record.dropped)
         return EarlierPart(record, shards, table)
@@ -84,9 +88,27 @@ class Earlier:
     def _dropped(self) -> pa.Table | None:
         """The dropped rows, where all of them are sound."""
         paths = [path for path in self._shards if path.startswith(f"{DROPPED_FOLDER}/")]
-        if not all(_sound(self._output / path, self._shards[path]) for path in paths):
+        if not all(self._sound(path) for path in paths):
             return None
-        return pa.concat_tables([open_shard(self._output / path) for path in paths])
+        return pa.concat_tables([open_shard(self._output / path, self._shards[path].sha256) for path in paths])
+
+    def _sound(self, path: str) -> bool:
+        """Whether the bytes are those of the manifest; on a storage that still says so, without reading them."""
+        file = self._output / path
+        if not file.is_file():
+            return False
+        if path in self._stamps and self._stamps[path] == storage_stamp(file):
+            return True
+        return file_sha256(file) == self._shards[path].sha256
+
+    @cached_property
+    def _stamps(self) -> dict[str, str]:
+        """What the storage said of the files when they were written there; nothing of local ones."""
+        if is_local(self._output):
+            return {}
+        content = (self._output / STAMPS_NAME).read_bytes()
+        sound = hashlib.sha256(content).hexdigest() == self._files.get(STAMPS_NAME)
+        return orjson.loads(content) if sound else {}
 
 
 class NoteCache:
@@ -101,7 +123,7 @@ class NoteCache:
 
     def _files(self) -> list[Path]:
         """Every note that lies there; what is no note of ours is none of our business."""
-        files = self._folder.iterdir() if self._folder.is_dir() else ()
+        files = list(self._folder.iterdir()) if self._folder.is_dir() else []
         return [file for file in files if NOTES_NAME.fullmatch(file.name)]
 
     def find(self, key: str) -> Path | None:
@@ -113,10 +135,12 @@ class NoteCache:
 
     def keep(self, key: str, notes: Path) -> Path:
         """Move a file of notes here."""
-        self._folder.mkdir(exist_ok=True)
-        file = self._folder / f"{key}-{file_sha256(notes)}.arrow"
+        make_folder(self._folder)
+        sha256 = file_sha256(notes)
+        file = self._folder / f"{key}-{sha256}.arrow"
         self._used.add(file)
-        return notes.rename(file)
+        move_all([(notes, file, sha256)])
+        return file
 
     def prune(self) -> None:
         """Remove the notes that this run had no use for, and the folder if nothing is left there."""
@@ -125,16 +149,3 @@ class NoteCache:
                 file.unlink()
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
-
-
-def _sound(file: Path, shard: Shard) -> bool:
-    return file.is_file() and file_sha256(file) == shard.sha256
-
-
-def _link(file: Path, place: Path) -> Path:
-    """The same bytes at another place, without a copy where the file system can."""
-    try:
-        os.link(file, place)
-    except OSError:
-        shutil.copyfile(file, place)
-    return place

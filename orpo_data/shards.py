@@ -5,16 +5,17 @@ A folder holds uncompressed Arrow IPC *stream* files of a fixed 1,000 rows a rec
 """
 
 import hashlib
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
+from orpo_data.cache import download, fetch, fetch_ahead
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
+from orpo_data.places import as_path, file_names, file_sha256, is_local, remote_sizes
 
 if TYPE_CHECKING:
     import datasets
@@ -25,34 +26,33 @@ T = TypeVar("T")
 DATASETS_CACHE = re.compile(r"cache-\w+\.arrow")
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def list_files(folder: Path) -> list[str]:
     """Every file below `folder` but the manifest, as sorted relative posix paths.
 
     The caches that `datasets` puts beside a memory-mapped dataset (`map`, `filter`) are nobody's: they are passed over.
     """
-    files = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    ours = (file for file in files if file != folder / MANIFEST_NAME and not DATASETS_CACHE.fullmatch(file.name))
-    return sorted(file.relative_to(folder).as_posix() for file in ours)
+    ours = (name for name in file_names(folder) if not DATASETS_CACHE.fullmatch(name.rpartition("/")[2]))
+    return sorted(name for name in ours if name != MANIFEST_NAME)
 
 
-def open_shard(path: Path) -> pa.Table:
-    """One shard, memory-mapped; OrpoError if it cannot be read."""
+def open_shard(path: Path, sha256: str | None = None) -> pa.Table:
+    """One shard, memory-mapped; OrpoError if it cannot be read.
+
+    From a storage it is downloaded: into the cache if its `sha256` is known, else for as long as the table lives.
+    """
+    here = path if is_local(path) else fetch(path, sha256) if sha256 else download(path)
     try:
-        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        return pa.ipc.open_stream(pa.memory_map(str(here))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
         raise OrpoError(f"{path}: unreadable shard ({error})") from None
+    finally:
+        if here is not path and not sha256:
+            here.unlink()  # its pages stay as long as they are mapped
 
 
 def read_shard(folder: Path, shard: Shard) -> pa.Table:
     """One shard of a dataset folder, memory-mapped, its bytes compared with the manifest; OrpoError if they differ."""
-    check_shard(folder, shard)
-    table = open_shard(folder / shard.path)
-    check_shard(folder, shard)  # it may be another folder by now, and then another file was opened
+    [table] = opened_shards(folder, [shard], open_shard)
     return table
 
 
@@ -60,21 +60,31 @@ _SOUND: set[tuple[int | str, ...]] = set()
 """Files of this process whose bytes were compared: what they are called, when they changed, and what they hash to."""
 
 
-def check_shard(folder: Path, shard: Shard) -> None:
-    """OrpoError if the file of a shard is missing or not what the manifest says.
+def opened_shards(folder: Path, shards: Sequence[Shard], opens: Callable[[Path], T]) -> Iterator[T]:
+    """What `opens` makes of the file of each shard, in order; of a storage's, while the next ones are on their way.
 
-    Reads every byte of it, once in this process as long as the file stays as it is.
+    OrpoError if a file is missing or not what the manifest says.
     """
-    file = folder / shard.path
-    _check_size(file, shard)
+    files = fetch_ahead((folder / shard.path, shard.sha256) for shard in shards)
+    for shard, file in zip(shards, files, strict=True):
+        _check_bytes(file, folder, shard)
+        opened = opens(file)
+        _check_bytes(file, folder, shard)  # it may be another folder by now, and then another file was opened
+        yield opened
+
+
+def _check_bytes(file: Path, folder: Path, shard: Shard) -> None:
+    """Read every byte of a shard's file on this machine, once in this process as long as it stays as it is."""
+    _check_size(file, shard, _size(file))
     status = file.stat()
     state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, shard.sha256)
     if state in _SOUND:
         return
     if file_sha256(file) != shard.sha256:
+        remedy = f"remove {folder} and make it again" if is_local(folder) else "remove this download of it"
         raise OrpoError(
             f"{file}: its bytes changed since it was written (sha256 differs from the manifest); "
-            f"`orpo verify {folder}` tells more; remove {folder} and make it again"
+            f"`orpo verify {folder}` tells more; {remedy}"
         )
     _SOUND.add(state)
 
@@ -93,15 +103,25 @@ def check_file(folder: Path, manifest: Manifest, name: str) -> bytes:
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
     """OrpoError naming the first shard that is missing or has another size than the manifest says."""
+    size_of = _size if is_local(folder) else _listed(folder)
     for shard in (*manifest.shards, *manifest.dropped):
-        _check_size(folder / shard.path, shard)
+        _check_size(folder / shard.path, shard, size_of(folder / shard.path))
 
 
-def _check_size(file: Path, shard: Shard) -> None:
-    size = file.stat().st_size if file.is_file() else None
+def _check_size(file: Path, shard: Shard, size: int | None) -> None:
     if size != shard.bytes:
         found = "is missing" if size is None else f"has {size} bytes"
         raise OrpoError(f"{file}: {found}, the manifest says {shard.bytes}; `orpo verify` tells more")
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+def _listed(folder: Path) -> Callable[[Path], int | None]:
+    """As `_size` for the files of a folder on a storage, asked for once."""
+    sizes = {folder / name: size for name, size in remote_sizes(folder).items()}
+    return sizes.get
 
 
 def select_shards(manifest: Manifest, split: str | None) -> list[Shard]:
@@ -119,7 +139,7 @@ def read_table(folder: Path, split: str | None = None) -> pa.Table:
     """The rows of a dataset folder as one memory-mapped table, every byte compared with the manifest."""
 
     def opened(manifest: Manifest) -> pa.Table:
-        return pa.concat_tables([read_shard(folder, shard) for shard in select_shards(manifest, split)])
+        return pa.concat_tables(opened_shards(folder, select_shards(manifest, split), open_shard))
 
     return _of_one_version(folder, opened)
 
@@ -140,8 +160,7 @@ def _of_one_version(folder: Path, opened: Callable[[Manifest], T]) -> T:
 
 def iter_tables(folder: Path, manifest: Manifest, batch_rows: int) -> Iterator[tuple[str | None, pa.Table]]:
     """Every row of a dataset in order, as (split, table of at most `batch_rows` rows)."""
-    for shard in manifest.shards:
-        table = read_shard(folder, shard)
+    for shard, table in zip(manifest.shards, opened_shards(folder, manifest.shards, open_shard), strict=True):
         for start in range(0, len(table), batch_rows):
             yield shard.split, table.slice(start, batch_rows)
 
@@ -153,15 +172,11 @@ def load(path: str | Path, split: str = "train") -> "datasets.Dataset":
     """
     from datasets import Dataset, concatenate_datasets
 
-    folder = Path(path)
+    folder = as_path(path)
 
     def opened(manifest: Manifest) -> Dataset:
         shards = select_shards(manifest, split)
-        parts = []
-        for shard in shards:
-            check_shard(folder, shard)
-            parts.append(Dataset.from_file(str(folder / shard.path)))
-            check_shard(folder, shard)
+        parts = list(opened_shards(folder, shards, lambda file: Dataset.from_file(str(file))))
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
     return _of_one_version(folder, opened)
@@ -171,6 +186,6 @@ def scan(path: str | Path, split: str | None = None) -> "pl.LazyFrame":
     """A split, or with None every split, as a polars LazyFrame over the same bytes."""
     import polars as pl
 
-    frame = pl.from_arrow(read_table(Path(path), split), rechunk=False)
+    frame = pl.from_arrow(read_table(as_path(path), split), rechunk=False)
     assert isinstance(frame, pl.DataFrame)
     return frame.lazy()

@@ -84,7 +84,8 @@ def run_stage(
     log.info("%s: running into %s, %s", stage, output, why)
     inputs = [item for branch in branches for item in branch.inputs]
     notes = NoteCache(output)
-    with DatasetWriter(output, schema) as writer, Recorder(job, stage, writer.folder, output) as recorder:
+    writes = DatasetWriter(output, schema, shared=run_parts is not run_here)
+    with writes as writer, Recorder(job, stage, writer.folder, output) as recorder:
         recorder.start(inputs)
         writer.declare_splits(splits)
         runner = BranchRunner(stage, writer, Earlier(output), notes, batch_rows, _adding_up(progress), run_parts)

@@ -11,10 +11,11 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from orpo_data.errors import OrpoError, UsageError
-from orpo_data.folders import commit_folder, refuse_foreign_files, refuse_foreign_folder, remove_folder
+from orpo_data.folders import commit_folder, refuse_foreign_files, refuse_foreign_folder
 from orpo_data.locking import writing
 from orpo_data.manifest import MANIFEST_NAME, Manifest
 from orpo_data.pages.upstream import public_place
+from orpo_data.places import remove_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_OWN_FILES = {".gitattributes", "README.md"}

@@ -8,7 +8,7 @@ import orjson
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import digest
-from orpo_data.shards import file_sha256
+from orpo_data.places import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, digest, manifest_text, read_manifest
-from orpo_data.shards import file_sha256, list_files, open_shard
+from orpo_data.places import as_path, file_sha256
+from orpo_data.shards import list_files, open_shard
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class VerifyReport:
 
 def verify(path: str | Path) -> VerifyReport:
     """Read every byte of a dataset or model folder and compare it with the manifest."""
-    folder = Path(path)
+    folder = as_path(path)
     try:
         manifest = read_manifest(folder)
     except OrpoError as error:
@@ -51,7 +52,7 @@ def _check_shard(folder: Path, shard: Shard) -> list[str]:
     problems = _check_file(folder, shard.path, shard.sha256)
     if problems or not shard.path.endswith(".arrow"):
         return problems
-    rows = len(open_shard(folder / shard.path))
+    rows = len(open_shard(folder / shard.path, shard.sha256))
     return [] if rows == shard.rows else [f"{folder / shard.path}: {rows} rows, the manifest says {shard.rows}"]
 
 

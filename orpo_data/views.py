@@ -20,6 +20,7 @@ import pyarrow as pa
 from orpo_data.collator import IGNORED
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
+from orpo_data.places import as_path
 from orpo_data.shards import scan
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def view(path: str | Path, trainer: str, split: str = "train") -> "datasets.Data
     """
     from datasets import Dataset
 
-    folder = Path(path)
+    folder = as_path(path)
     views = views_of(folder)
     if trainer not in views:
         raise UsageError(f"{folder}: there is no view {trainer!r} of this dataset, there are {', '.join(views)}")

@@ -11,13 +11,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orpo_data.folders import commit_folder, refuse_foreign_files, refuse_foreign_folder, remove_folder
+from orpo_data.cache import deliver, move_all, scratch_file, scratch_folder
+from orpo_data.folders import commit_folder, partial_folder, refuse_foreign_files, refuse_foreign_folder
 from orpo_data.manifest import Manifest, Shard, digest
+from orpo_data.places import file_sha256, is_local, make_folder, remove_folder
 from orpo_data.schema import DROPPED
-from orpo_data.shards import DROPPED_FOLDER, file_sha256
+from orpo_data.shards import DROPPED_FOLDER
 
 ROWS_PER_BATCH = 1_000
 ROWS_PER_SHARD = 50_000  # a whole number of batches, so that shards do not depend on how rows arrived
+
+
+class StreamFile:
+    """An Arrow stream file in the making. One for a storage is made on this machine, and sent there when finished."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self._here = path if is_local(path) else scratch_file()
+        self._stream = pa.ipc.new_stream(str(self._here), schema)
+
+    def write(self, table: pa.Table) -> None:
+        self._stream.write_table(table)
+
+    def close(self) -> Path:
+        """The finished file on this machine; `deliver` puts it at its path."""
+        self._stream.close()
+        return self._here
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,7 @@ class ShardWriter:
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._written: list[WrittenShard] = []
-        self._stream: pa.ipc.RecordBatchStreamWriter | None = None
+        self._stream: StreamFile | None = None
         self._rows = self._tokens = 0  # of the shard that is open
 
     def write(self, table: pa.Table) -> None:
@@ -71,7 +90,7 @@ class ShardWriter:
             self._close_shard()
             self._open_shard()
         assert self._stream is not None
-        self._stream.write_table(canonical(rows))
+        self._stream.write(canonical(rows))
         self._rows += len(rows)
         self._tokens += _count_tokens(rows)
 
@@ -81,17 +100,17 @@ class ShardWriter:
 
     def _open_shard(self) -> None:
         self._rows = self._tokens = 0
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = pa.ipc.new_stream(str(self._file), self._schema)
+        make_folder(self._file.parent)
+        self._stream = StreamFile(self._file, self._schema)
 
     def _close_shard(self) -> None:
         if self._stream is None:
             return
-        self._stream.close()
-        self._stream = None
+        here, self._stream = self._stream.close(), None
         tokens = self._tokens if "chosen_input_ids" in self._schema.names else None
-        size, sha256 = self._file.stat().st_size, file_sha256(self._file)
-        self._written.append(WrittenShard(self._file, self._rows, tokens, size, sha256))
+        shard = WrittenShard(self._file, self._rows, tokens, here.stat().st_size, file_sha256(here))
+        deliver(here, shard.file, shard.sha256)
+        self._written.append(shard)
 
 
 def canonical(table: pa.Table) -> pa.Table:
@@ -108,28 +127,33 @@ class DatasetWriter:
     """Writes a dataset folder beside its final place and moves it there whole.
 
     Used as a context manager: leaving it without `commit` removes what was written. Rows are either written here, or
-    come as shards that are finished.
+    come as shards that are finished. `shared`: other machines work on its parts, so those must lie where it will.
     """
 
-    def __init__(self, output: Path, schema: pa.Schema) -> None:
+    def __init__(self, output: Path, schema: pa.Schema, *, shared: bool = False) -> None:
         refuse_foreign_folder(output)
         refuse_foreign_files(output)
         self.output = output
         self.schema = schema
-        self.folder = output.parent / f".{output.name}.partial"
-        self.work = self.folder / "work"  # for what is gone when the folder is complete
+        self.folder = partial_folder(output)
+        self.aside = self.folder / "work"  # for what is gone when the folder is complete
+        self.work = self.aside if shared or is_local(output) else scratch_folder(str(output))
         self.placed: dict[Path, str] = {}  # where the shards of `work` have gone
         self._shards: dict[str | None, list[WrittenShard]] = {}
         self._writers: dict[str | None, ShardWriter] = {}
 
     def __enter__(self) -> Self:
-        remove_folder(self.folder)
-        self.work.mkdir(parents=True)
+        self._clear()
+        make_folder(self.work)
         self._dropped = ShardWriter(self.work / "dropped", DROPPED)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         remove_folder(self.folder)
+        remove_folder(self.work)
 
     def declare_splits(self, names: Iterable[str | None]) -> None:
         """Create these splits even if no row goes there."""
@@ -161,19 +185,20 @@ class DatasetWriter:
             (self.folder / "dataset_dict.json").write_text(json.dumps({"splits": splits}) + "\n")
         dropped = self._place(self._dropped.close(at_least=1), None, DROPPED_FOLDER)
         remove_folder(self.work)
+        remove_folder(self.aside)
         return shards, dropped
 
     def _place(self, written: list[WrittenShard], split: str | None, subfolder: str | None) -> list[Shard]:
         """Give the shards of one split their final names."""
         folder = self.folder / (subfolder or "")
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         if not written:
             written = ShardWriter(self.work / f"empty-{split}", self.schema).close(at_least=1)
+        names = [shard_name(index, len(written)) for index in range(len(written))]
+        move_all((shard.file, folder / name, shard.sha256) for shard, name in zip(written, names, strict=True))
         placed = []
-        for index, shard in enumerate(written):
-            name = shard_name(index, len(written))
+        for shard, name in zip(written, names, strict=True):
             path = self.placed[shard.file] = f"{subfolder}/{name}" if subfolder else name
-            shard.file.rename(folder / name)
             facts = {"rows": shard.rows, "tokens": shard.tokens, "bytes": shard.bytes, "sha256": shard.sha256}
             placed.append(Shard(path=path, split=split, **facts))
         _write_datasets_files(folder, placed)

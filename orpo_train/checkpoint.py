@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import digest
-from orpo_data.shards import file_sha256
+from orpo_data.places import file_sha256
 from orpo_train import zero
 
 log = logging.getLogger(__name__)

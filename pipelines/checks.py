@@ -11,7 +11,7 @@ from typing import Any
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import Manifest
-from orpo_data.shards import check_shard, check_sizes
+from orpo_data.shards import check_sizes, open_shard, opened_shards
 from orpo_train.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ def chat_of(manifest: Manifest) -> Chat:
 def check_shards(dataset: Path, manifest: Manifest) -> None:
     """OrpoError naming the first shard of the data that is not what the manifest says; reads every byte."""
     check_sizes(dataset, manifest)
-    for shard in manifest.shards:
-        check_shard(dataset, shard)
+    for _ in opened_shards(dataset, manifest.shards, open_shard):
+        pass
 
 
 def check_tokenizer(tokenizer: Any, base: Path, model: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -53,4 +52,4 @@ def print_reports(reports: Sequence[StageReport]) -> None:
 
 
 def report_json(report: StageReport) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(report).items()}
+    return vars(report) | {"path": str(report.path)}

@@ -15,10 +15,11 @@ from rich.table import Table
 from orpo_data import provenance
 from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
-from orpo_data.folders import commit_folder, refuse_foreign_folder, remove_folder
+from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, digest, read_manifest
 from orpo_data.pages.evaluation import evaluation_page
+from orpo_data.places import remove_folder
 from orpo_data.shards import check_file, read_table, scan
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from orpo_data.places import as_path
+
 
 class Layout:
     """The folders below a run's output folder."""
 
     def __init__(self, output: str | Path) -> None:
-        self.root = Path(output)
+        self.root = as_path(output)
         self.binarize = self.root / "binarize"
         self.clean = self.root / "clean"
         self.split = self.root / "split"

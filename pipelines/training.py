@@ -22,7 +22,8 @@ from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.history import lineage
 from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, Shard, digest, read_manifest
-from orpo_data.shards import check_file, check_shard, file_sha256, list_files, read_table
+from orpo_data.places import file_sha256
+from orpo_data.shards import check_file, list_files, opened_shards, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
@@ -153,8 +154,8 @@ def check_model(folder: Path) -> None:
     if not (folder / MANIFEST_NAME).exists():
         return  # a foreign model: nobody wrote down what its bytes should be
     manifest = read_manifest(folder)
-    for shard in manifest.shards:
-        check_shard(folder, shard)
+    for _ in opened_shards(folder, manifest.shards, Path):
+        pass
     for name in manifest.files.keys() - {"README.md"}:
         check_file(folder, manifest, name)
 

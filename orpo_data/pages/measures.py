@@ -91,10 +91,10 @@ class Measures:
 
 def measure(folder: Path, manifest: Manifest) -> Measures:
     """Read every shard once."""
-    found = Measures(open_shard(folder / manifest.shards[0].path).schema)
+    found = Measures(open_shard(folder / manifest.shards[0].path, manifest.shards[0].sha256).schema)
     parts: dict[str, list[Numbers]] = {}
     for shard in manifest.shards:
-        frame = pl.from_arrow(open_shard(folder / shard.path))
+        frame = pl.from_arrow(open_shard(folder / shard.path, shard.sha256))
         assert isinstance(frame, pl.DataFrame)
         for name, values in _numbers(frame, found.kind).items():
             parts.setdefault(name, []).append(values)

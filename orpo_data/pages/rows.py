@@ -52,12 +52,12 @@ class Rows:
 
 def read_rows(folder: Path, manifest: Manifest) -> Rows:
     """The kept rows of a dataset."""
-    return _rows([(shard.split, open_shard(folder / shard.path)) for shard in manifest.shards])
+    return _rows([(shard.split, open_shard(folder / shard.path, shard.sha256)) for shard in manifest.shards])
 
 
 def read_dropped(folder: Path, manifest: Manifest) -> Rows:
     """The rows that a stage turned away."""
-    return _rows([(None, open_shard(folder / shard.path)) for shard in manifest.dropped])
+    return _rows([(None, open_shard(folder / shard.path, shard.sha256)) for shard in manifest.dropped])
 
 
 def read_input_rows(chain: Sequence[Node]) -> Rows | None:

@@ -14,8 +14,8 @@ from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from orpo_data.errors import OrpoError
+from orpo_data.places import file_sha256
 from orpo_data.schema import RAW
-from orpo_data.shards import file_sha256
 from orpo_data.sources.json_text import CompressionError, json_records
 from orpo_data.sources.tables import table_records
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.places import as_path, storage_errors
 from pipelines.printable import printable
 
 if TYPE_CHECKING:
@@ -23,9 +24,23 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a ready recipe.", metavar="RECIPE")]
-DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset folder.")]
+DatasetArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET",
+        help="A dataset folder, or its URL.",
+        parser=as_path,
+    ),
+]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; by default runs/NAME.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Where to write, a folder or URL; by default runs/NAME.",
+        parser=as_path,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.lambda=0.5.")
@@ -66,6 +81,8 @@ def run_app(application: Any = app) -> None:
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except storage_errors() as error:
+        _fail(error, 1)
 
 
 def _fail(error: object, code: int) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from orpo_data.places import as_path
 from pipelines.cli.app import DatasetArgument, JsonOption, print_json
 
 
@@ -61,8 +62,22 @@ def lineage(
 
 
 def diff(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="A dataset folder.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="Another version of it, the output of the same stage.")],
+    old: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OLD",
+            help="A dataset folder.",
+            parser=as_path,
+        ),
+    ],
+    new: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NEW",
+            help="Another version of it, the output of the same stage.",
+            parser=as_path,
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Tell two versions of a dataset apart: rows that came, went and changed, why, and how distributions moved."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from orpo_data.errors import UsageError
+from orpo_data.places import as_path
 from pipelines.cli.app import (
     JsonOption,
     OutputOption,
@@ -40,10 +41,23 @@ def stage(
     name: Annotated[StageName, typer.Argument(help="Which stage.")],
     recipe: RecipeArgument,
     inputs: Annotated[
-        Path | None, typer.Option("--input", metavar="DIR", help="The dataset to read; by default the stage before's.")
+        Path | None,
+        typer.Option(
+            "--input",
+            metavar="DIR",
+            help="The dataset to read; by default the stage before's.",
+            parser=as_path,
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The dataset folder to write.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The dataset folder to write.",
+            parser=as_path,
+        ),
     ] = None,
     overrides: SetOption = None,
     dry_run: Annotated[

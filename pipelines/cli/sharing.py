@@ -5,13 +5,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from orpo_data.places import as_path
 from pipelines.cli.app import DatasetArgument, JsonOption, print_json
 
 ExportForm = Literal["axolotl", "llama-factory", "openai", "trl"]
 
 
 def export(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of clean or split.")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="The folder of clean or split.",
+            parser=as_path,
+        ),
+    ],
     to: Annotated[ExportForm, typer.Option(help="Whose form.")],
     output: Annotated[
         Path,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orpo_data.places import as_path
 from pipelines.cli.app import JsonOption, OutputOption, SetOption, print_json
 
 if TYPE_CHECKING:
@@ -13,7 +14,14 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a ready recipe.")] = None,
-    dataset: Annotated[Path | None, typer.Option(help="A tokenized dataset folder.")] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A tokenized dataset folder, or its URL.",
+            parser=as_path,
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Base model: a local folder or a hub id.")] = None,
     output: OutputOption = None,
     overrides: SetOption = None,
@@ -66,10 +74,31 @@ def _train_sweep(jobs: "dict[str, TrainingJob]", as_json: bool) -> None:
 
 
 def evaluate(
-    model_dir: Annotated[Path, typer.Argument(help="A trained model folder.", metavar="MODEL_DIR")],
-    dataset: Annotated[Path, typer.Option(help="A tokenized dataset folder with an eval split.")],
+    model_dir: Annotated[
+        Path,
+        typer.Argument(
+            help="A trained model folder.",
+            metavar="MODEL_DIR",
+            parser=as_path,
+        ),
+    ],
+    dataset: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="A tokenized dataset folder with an eval split, or its URL.",
+            parser=as_path,
+        ),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write; by default beside the model.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Where to write; by default beside the model.",
+            parser=as_path,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,9 +12,10 @@ from orpo_data.croissant import CROISSANT_NAME, croissant
 from orpo_data.manifest import read_manifest
 from orpo_data.pages.upstream import SourceOfRows
 from orpo_data.parquet import write_parquet
+from orpo_data.places import file_sha256
 from orpo_data.publish import push
 from orpo_data.schema import PAIRS
-from orpo_data.shards import file_sha256, read_table
+from orpo_data.shards import read_table
 
 mlcroissant = pytest.importorskip("mlcroissant", reason="needs mlcroissant (extra `dev`)")
 

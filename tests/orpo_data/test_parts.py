@@ -15,8 +15,9 @@ import pytest
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Tally, read_manifest
 from orpo_data.parts import PartRun, ShardPart, _in_order, run_here, segments_of
+from orpo_data.places import file_sha256
 from orpo_data.reuse import PARTS_NAME
-from orpo_data.shards import file_sha256, open_shard, read_table
+from orpo_data.shards import open_shard, read_table
 from orpo_data.steps.step import GlobalStep, Judgement, Step, StepOutput, dropped_rows
 
 ROWS = [("a", tuple(range(1, 20, 2))), ("b", tuple(range(101, 114, 2)))]

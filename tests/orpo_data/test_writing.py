@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpo_data.places import file_sha256
 from orpo_data.schema import MESSAGES, TOKENIZED
-from orpo_data.shards import file_sha256, open_shard
+from orpo_data.shards import open_shard
 from orpo_data.writing import DatasetWriter, ShardWriter, WrittenShard
 
 SCHEMA = pa.schema(

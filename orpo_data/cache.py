@@ -1,0 +1,135 @@
+"""Files of object storage on this machine: downloaded once, checked, named by their sha256, memory-mapped from there.
+
+Everything in the cache can be removed at any time that nothing runs.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+
+from orpo_data.errors import OrpoError
+from orpo_data.places import copy, file_sha256, is_local, send, storage
+
+R = TypeVar("R")
+
+TRANSFERS = 8  # at once
+
+
+def cache_folder() -> Path:
+    """Where downloads and converted models are kept: $ORPO_CACHE, or the user's cache folder."""
+    if folder := os.environ.get("ORPO_CACHE"):
+        return Path(folder)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("orpo")
+
+
+def cached(sha256: str) -> Path:
+    """Where the file with these bytes lies, if it is in the cache."""
+    return cache_folder() / "files" / sha256[:2] / sha256
+
+
+def fetch(file: Path, sha256: str) -> Path:
+    """A local file with these bytes: `file` itself where it is local, else its copy in the cache.
+
+    Processes that want the same file at a time download it once. OrpoError if its bytes are others.
+    """
+    if is_local(file):
+        return file
+    here = cached(sha256)
+    if not here.is_file():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{here}.lock"):
+            if not here.is_file():
+                _keep(download(file), sha256, file)
+    return here
+
+
+def download(file: Path) -> Path:
+    """A new local copy of a file on a storage."""
+    fs, name = storage(file)
+    here = scratch_file()
+    try:
+        fs.get_file(name, str(here))
+    except BaseException:
+        here.unlink()
+        raise
+    return here
+
+
+def _keep(here: Path, sha256: str, file: Path) -> None:
+    """Move a download into the cache, if it is what was asked for."""
+    if file_sha256(here) != sha256:
+        here.unlink()
+        raise OrpoError(f"{file}: its bytes changed since it was written (its sha256 is not the one on record)")
+    os.replace(here, cached(sha256))
+
+
+def fetch_ahead(files: Iterable[tuple[Path, str]], ahead: int = TRANSFERS) -> Iterator[Path]:
+    """`fetch` of each (file, sha256), in order, while the next ones are on their way."""
+    running: deque[Future[Path]] = deque()
+    with ThreadPoolExecutor(ahead) as pool:
+        try:
+            for file, sha256 in files:
+                running.append(pool.submit(fetch, file, sha256))
+                if len(running) > ahead:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def scratch_file() -> Path:
+    """A new empty file beside the cache, so that it can be moved there."""
+    folder = cache_folder() / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder)
+    os.close(handle)
+    return Path(name)
+
+
+def scratch_folder(name: str) -> Path:
+    """Where work for the place `name` can be done on this machine; not created."""
+    return cache_folder() / "scratch" / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def deliver(file: Path, to: Path, sha256: str | None = None) -> None:
+    """Move a local file to `to`; from a storage's it goes on into the cache, if its sha256 is given."""
+    if is_local(to):
+        file.rename(to)
+        return
+    send(file, to)
+    if sha256 is None:
+        file.unlink()
+        return
+    here = cached(sha256)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(file, here)
+
+
+def move_all(files: Iterable[tuple[Path, Path, str]]) -> None:
+    """Give each (file, place, sha256) its place, wherever both are; those on a storage side by side."""
+    side_by_side(_move, files)
+
+
+def side_by_side(work: Callable[..., R], arguments: Iterable[tuple[object, ...]]) -> list[R]:
+    """`work` with each of the arguments, several at a time; the results in order."""
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        return list(pool.map(lambda each: work(*each), arguments))
+
+
+def _move(file: Path, to: Path, sha256: str) -> None:
+    if is_local(file):
+        deliver(file, to, sha256)
+    else:
+        copy(file, to)
+        file.unlink()
