@@ -79,9 +79,10 @@ def _replace(folder: Path, output: Path, manifest: Manifest) -> None:
 
 
 def _finish_replacing(output: Path) -> None:
-    """Where a complete folder lies beside `output`, put it there."""
+    """Where a complete folder lies beside `output`, put it there; what else lies there is of no use."""
     partial = partial_folder(output)
     if not (partial / MANIFEST_NAME).exists():
+        remove_folder(partial)
         return
     manifest = read_manifest(partial)
     (output / MANIFEST_NAME).unlink(missing_ok=True)

@@ -50,6 +50,29 @@ def real_data() -> Path:
     return REAL_DATA
 
 
+# --- object storage --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of fsspec's storage in memory, which has no renames, like S3; with a cache of its own."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    from orpo_data.places import as_path
+
+    monkeypatch.setenv("ORPO_CACHE", str(tmp_path / "cache"))
+    yield as_path("memory://bucket/run")
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(params=["local", "memory"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of this machine, then one of a storage."""
+    folder: Path = tmp_path if request.param == "local" else request.getfixturevalue("memory")
+    return folder
+
+
 # --- tokenizers ------------------------------------------------------------------------------------------------------
 
 

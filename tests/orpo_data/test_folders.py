@@ -9,6 +9,7 @@ import pytest
 import orpo_data
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, read_manifest
+from orpo_data.places import file_names, make_folder
 
 PAGES = {"README.md", "report.html", "_lineage.ndjson", "_manifest.json", "_parts.json"}
 BY_DATASETS = ["dataset_info.json", "state.json"]
@@ -16,7 +17,7 @@ BY_DATASETS = ["dataset_info.json", "state.json"]
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative path."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: (folder / name).read_bytes() for name in sorted(file_names(folder))}
 
 
 @pytest.fixture
@@ -56,37 +57,37 @@ def test_the_files_of_a_split_folder(prepared: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("held", ["notes.txt", "sub/notes.txt"])
-def test_a_foreign_folder_is_refused_and_left_alone(tmp_path: Path, write: Callable[..., Any], held: str) -> None:
-    (tmp_path / "out" / held).parent.mkdir(parents=True)
-    (tmp_path / "out" / held).write_text("mine")
+def test_a_foreign_folder_is_refused_and_left_alone(anywhere: Path, write: Callable[..., Any], held: str) -> None:
+    make_folder((anywhere / "out" / held).parent)
+    (anywhere / "out" / held).write_text("mine")
     with pytest.raises(OrpoError, match=r"out: holds something else"):
-        write(tmp_path / "out")
-    assert contents(tmp_path) == {f"out/{held}": b"mine"}
+        write(anywhere / "out")
+    assert contents(anywhere) == {f"out/{held}": b"mine"}
 
 
-def test_a_file_in_the_way_is_left_alone(tmp_path: Path, write: Callable[..., Any]) -> None:
-    (tmp_path / "out").write_text("mine")
+def test_a_file_in_the_way_is_left_alone(anywhere: Path, write: Callable[..., Any]) -> None:
+    (anywhere / "out").write_text("mine")
     with pytest.raises(OrpoError, match=r"out: is a file"):
-        write(tmp_path / "out")
-    assert contents(tmp_path) == {"out": b"mine"}
+        write(anywhere / "out")
+    assert contents(anywhere) == {"out": b"mine"}
 
 
-def test_another_tools_manifest_does_not_make_a_folder_ours(tmp_path: Path, write: Callable[..., Any]) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / MANIFEST_NAME).write_text('{"files": ["thesis.tex"]}')
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
+def test_another_tools_manifest_does_not_make_a_folder_ours(anywhere: Path, write: Callable[..., Any]) -> None:
+    make_folder(anywhere / "out")
+    (anywhere / "out" / MANIFEST_NAME).write_text('{"files": ["thesis.tex"]}')
+    (anywhere / "out" / "thesis.tex").write_text("mine")
     with pytest.raises(OrpoError, match=r"out: "):
-        write(tmp_path / "out")
-    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+        write(anywhere / "out")
+    assert (anywhere / "out" / "thesis.tex").read_text() == "mine"
 
 
-def test_files_put_into_our_folder_are_not_deleted(tmp_path: Path, write: Callable[..., Any]) -> None:
-    write(tmp_path / "out")
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
-    before = contents(tmp_path)
+def test_files_put_into_our_folder_are_not_deleted(anywhere: Path, write: Callable[..., Any]) -> None:
+    write(anywhere / "out")
+    (anywhere / "out" / "thesis.tex").write_text("mine")
+    before = contents(anywhere)
     with pytest.raises(OrpoError, match=r"thesis\.tex"):
-        write(tmp_path / "out", version="2")
-    assert contents(tmp_path) == before
+        write(anywhere / "out", version="2")
+    assert contents(anywhere) == before
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path, write: Callable[..., Any]) -> None:
@@ -95,18 +96,18 @@ def test_an_empty_folder_is_filled(tmp_path: Path, write: Callable[..., Any]) ->
     assert orpo_data.verify(tmp_path / "out").ok
 
 
-def test_a_failure_midway_leaves_nothing(tmp_path: Path, write: Callable[..., Any]) -> None:
+def test_a_failure_midway_leaves_nothing(anywhere: Path, write: Callable[..., Any]) -> None:
     with pytest.raises(OrpoError, match="broke off"):
-        write(tmp_path / "out", breaks=10)
-    assert list(tmp_path.iterdir()) == []
+        write(anywhere / "out", breaks=10)
+    assert file_names(anywhere) == []
 
 
-def test_a_failure_midway_leaves_the_old_folder(tmp_path: Path, write: Callable[..., Any]) -> None:
-    write(tmp_path / "out")
-    before = contents(tmp_path)
+def test_a_failure_midway_leaves_the_old_folder(anywhere: Path, write: Callable[..., Any]) -> None:
+    write(anywhere / "out")
+    before = contents(anywhere)
     with pytest.raises(OrpoError, match="broke off"):
-        write(tmp_path / "out", version="2", breaks=10)
-    assert contents(tmp_path) == before
+        write(anywhere / "out", version="2", breaks=10)
+    assert contents(anywhere) == before
 
 
 def test_a_failure_while_moving_leaves_the_old_folder(

@@ -31,7 +31,7 @@ provenance.package_versions(), provenance.git_commit()  # once, not in every chi
 POINTS = {
     "batch": (parts._Sink, "take"), "close": (parts._Sink, "__exit__"), "keep": (reuse.NoteCache, "keep"),
     "judge": (branch, "_judge"), "verdicts": (parts.PartRun, "set_verdicts"), "earlier": (reuse.Earlier, "part"),
-    "link": (reuse, "_link"), "adopt": (writing.DatasetWriter, "adopt"), "records": (stage, "write_part_records"),
+    "link": (reuse, "copy"), "adopt": (writing.DatasetWriter, "adopt"), "records": (stage, "write_part_records"),
     "manifest": (folders, "write_manifest"), "rename": (Path, "rename"), "remove": (folders, "remove_folder"),
     "clear": (writing, "remove_folder"), "unlink": (Path, "unlink"),
 }

@@ -21,23 +21,23 @@ def parts(toys: Any) -> list[Any]:
 
 
 @pytest.fixture
-def rerun(toys: Any, parts: list[Any], tmp_path: Path) -> Callable[..., list[str]]:
+def rerun(toys: Any, parts: list[Any], anywhere: Path) -> Callable[..., list[str]]:
     """Run the stage anew into a folder that an earlier run, of one part less, wrote, with `damage` done to it in
     between; the bytes must be those of a fresh run. Returns the parts that were read."""
 
     def rerun(damage: Callable[[Path], None] = lambda output: None, chain: Any = CHAIN) -> list[str]:
-        (tmp_path / "fresh").mkdir()
-        toys.run(tmp_path / "fresh/out", parts, CHAIN, batch_rows=2)
-        toys.run(tmp_path / "out", parts[:2], chain, batch_rows=2)
-        damage(tmp_path / "out")
+        (anywhere / "fresh").mkdir()
+        toys.run(anywhere / "fresh/out", parts, CHAIN, batch_rows=2)
+        toys.run(anywhere / "out", parts[:2], chain, batch_rows=2)
+        damage(anywhere / "out")
         toys.forget()
-        toys.run(tmp_path / "out", parts, CHAIN, batch_rows=2)
-        fresh, made = read_manifest(tmp_path / "fresh/out"), read_manifest(tmp_path / "out")
+        toys.run(anywhere / "out", parts, CHAIN, batch_rows=2)
+        fresh, made = read_manifest(anywhere / "fresh/out"), read_manifest(anywhere / "out")
         assert (made.shards, made.dropped, made.steps) == (fresh.shards, fresh.dropped, fresh.steps)
         assert made.files[PARTS_NAME] == fresh.files[PARTS_NAME]
         for shard in (*made.shards, *made.dropped):
-            assert (tmp_path / "out" / shard.path).read_bytes() == (tmp_path / "fresh/out" / shard.path).read_bytes()
-        assert {note.name for note in notes(tmp_path / "out")} == {note.name for note in notes(tmp_path / "fresh/out")}
+            assert (anywhere / "out" / shard.path).read_bytes() == (anywhere / "fresh/out" / shard.path).read_bytes()
+        assert {note.name for note in notes(anywhere / "out")} == {note.name for note in notes(anywhere / "fresh/out")}
         return sorted(set(toys.read))
 
     return rerun
@@ -126,12 +126,12 @@ def test_what_came_of_other_steps_is_not_taken_over(rerun: Callable[..., Any], c
 
 
 def test_notes_of_other_steps_are_removed(
-    rerun: Callable[..., Any], toys: Any, parts: list[Any], tmp_path: Path
+    rerun: Callable[..., Any], toys: Any, parts: list[Any], anywhere: Path
 ) -> None:
     """`rerun` sees that none are left; the folder goes with the last."""
     assert rerun(chain=[("first", 3), ("shift", 3)]) == ["a", "b", "c"]
-    toys.run(tmp_path / "out", parts, [("without", 3)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out"]
+    toys.run(anywhere / "out", parts, [("without", 3)])
+    assert sorted(path.name for path in anywhere.iterdir()) == ["fresh", "out"]
 
 
 def test_what_is_no_note_stays(toys: Any, parts: list[Any], tmp_path: Path) -> None:
@@ -186,10 +186,10 @@ def test_a_folder_without_records_is_nothing_to_build_on(toys: Any, parts: list[
     assert Earlier(tmp_path / "out")._parts == {}
 
 
-def test_notes_are_found_by_all_they_depend_on(tmp_path: Path) -> None:
-    cache, (one, other) = NoteCache(tmp_path / "out"), (digest("one"), digest("other"))
+def test_notes_are_found_by_all_they_depend_on(anywhere: Path) -> None:
+    cache, (one, other) = NoteCache(anywhere / "out"), (digest("one"), digest("other"))
     assert cache.find(one) is None
-    (tmp_path / "new").write_bytes(b"notes")
-    kept = cache.keep(one, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    assert (NoteCache(tmp_path / "out").find(one), NoteCache(tmp_path / "out").find(other)) == (kept, None)
+    (anywhere / "new").write_bytes(b"notes")
+    kept = cache.keep(one, anywhere / "new")
+    assert not (anywhere / "new").exists()
+    assert (NoteCache(anywhere / "out").find(one), NoteCache(anywhere / "out").find(other)) == (kept, None)

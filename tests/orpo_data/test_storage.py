@@ -1,0 +1,148 @@
+"""A stage into a storage without renames: the same bytes as into a folder, and complete or absent like it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import orpo_data
+from orpo_data.cache import cache_folder
+from orpo_data.errors import OrpoError
+from orpo_data.folders import STAMPS_NAME
+from orpo_data.manifest import read_manifest
+from orpo_data.places import file_names, file_sha256
+from orpo_data.reuse import PARTS_NAME, Earlier
+
+BEFORE = {"a": (1, 2, 3, 4), "b": (5, 6, 7), "c": (1, 11)}
+AFTER = {"d": (8, 9, 10), "b": (5, 6, 7), "c": (1, 12, 13), "e": (3, 3)}
+CHAIN = [("without", 3), ("first", 3), ("twice", 4), ("shift", 2)]
+
+
+class GoneError(OSError):
+    """The storage does not answer any more."""
+
+
+@contextmanager
+def going_away(monkeypatch: pytest.MonkeyPatch, after: int | None) -> Iterator[list[str]]:
+    """The storage takes so many changes and then nothing more: to it, that is a client that was killed.
+
+    Gives the list of the changes it took.
+    """
+    taken: list[str] = []
+
+    def change(function: Any) -> Any:
+        def changing(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+            if function.__name__ != "_open" or kwargs.get("mode", args[0] if args else "rb") != "rb":
+                if len(taken) == after:
+                    raise GoneError
+                taken.append(path)
+            return function(self, path, *args, **kwargs)
+
+        return changing
+
+    with monkeypatch.context() as patch:
+        for name in ("_open", "cp_file", "_rm", "pipe_file"):
+            patch.setattr(MemoryFileSystem, name, change(getattr(MemoryFileSystem, name)))
+        yield taken
+
+
+@pytest.fixture
+def run(toys: Any) -> Any:
+    def run(output: Path, parts: dict[str, tuple[int, ...]], **options: Any) -> Any:
+        return toys.run(output, [toys.part(*part) for part in parts.items()], CHAIN, batch_rows=2, **options)
+
+    return run
+
+
+def test_the_same_bytes_as_in_a_folder(run: Any, tmp_path: Path, memory: Path) -> None:
+    for parts in (BEFORE, AFTER):  # the second takes over what did not change
+        here, there = run(tmp_path / "out", parts), run(memory / "out", parts)
+        assert (here.content_hash, here.fingerprint) == (there.content_hash, there.fingerprint)
+        made, same = read_manifest(memory / "out"), read_manifest(tmp_path / "out")
+        assert (made.shards, made.dropped, made.steps) == (same.shards, same.dropped, same.steps)
+        assert {*file_names(memory / "out")} == {*file_names(tmp_path / "out"), STAMPS_NAME}
+        for name in {*file_names(tmp_path / "out")} - {"_manifest.json", "_lineage.ndjson"}:
+            assert (memory / "out" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+        assert orpo_data.verify(memory / "out").ok
+        assert not run(memory / "out", parts).ran
+    assert sorted(path.name for path in memory.iterdir()) == [".out.notes", "out"]
+    assert list((cache_folder() / "scratch").iterdir()) == []
+
+
+def test_it_opens_as_any_dataset(run: Any, memory: Path, tmp_path: Path) -> None:
+    run(tmp_path / "out", AFTER)
+    run(memory / "out", AFTER)
+    url = str(memory / "out")
+    assert orpo_data.load(url).to_list() == orpo_data.load(tmp_path / "out").to_list()
+    assert orpo_data.scan(url).collect().equals(orpo_data.scan(tmp_path / "out").collect())
+    assert orpo_data.load(url, "dropped").to_list() == orpo_data.load(tmp_path / "out", "dropped").to_list()
+
+
+def test_damage_is_seen_though_the_cache_has_the_right_bytes(run: Any, memory: Path) -> None:
+    run(memory / "out", AFTER)
+    shard = memory / "out" / read_manifest(memory / "out").shards[0].path
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(bytes(content))
+    assert [problem.partition(": ")[2] for problem in orpo_data.verify(memory / "out").problems] == [
+        "its bytes changed (sha256 differs from the manifest)"
+    ]
+    shard.write_bytes(bytes(content[:-8]))
+    with pytest.raises(OrpoError, match="the manifest says"):
+        orpo_data.load(memory / "out")
+
+
+def test_whenever_the_storage_goes_away(
+    run: Any, memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing opens there but the dataset before or the one after; the next run ends in the bytes of a fresh one."""
+    run(tmp_path / "fresh", AFTER)
+    fresh = read_manifest(tmp_path / "fresh")
+    run(memory / "out", BEFORE)
+    store, before = dict(MemoryFileSystem.store), read_manifest(memory / "out")
+    with going_away(monkeypatch, None) as changes:
+        run(memory / "out", AFTER)
+    assert len(changes) > 30
+    absent = 0
+    for after in range(len(changes)):
+        MemoryFileSystem.store.clear()
+        MemoryFileSystem.store.update(store)
+        with going_away(monkeypatch, after), pytest.raises(GoneError):
+            run(memory / "out", AFTER)
+        try:
+            found = read_manifest(memory / "out")
+        except OrpoError:
+            absent += 1
+        else:
+            assert found.content_hash in (before.content_hash, fresh.content_hash)
+            assert orpo_data.verify(memory / "out").ok
+        run(memory / "out", AFTER)
+        made = read_manifest(memory / "out")
+        assert (made.content_hash, made.steps) == (fresh.content_hash, fresh.steps), after
+        assert made.files[PARTS_NAME] == fresh.files[PARTS_NAME]
+        assert orpo_data.verify(memory / "out").ok
+        assert sorted(path.name for path in memory.iterdir()) == [".out.notes", "out"], after
+    assert 0 < absent < len(changes) / 2
+
+
+def test_parts_are_taken_over_without_reading_them(run: Any, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage's own checksums say that they are what they were; where they say otherwise, the bytes decide."""
+    run(memory / "out", BEFORE)
+    manifest = read_manifest(memory / "out")
+    hashed: list[str] = []
+
+    def count(file: Path) -> str:
+        hashed.append(file.name)
+        return file_sha256(file)
+
+    monkeypatch.setattr("orpo_data.reuse.file_sha256", count)
+    earlier = Earlier(memory / "out")
+    assert all(earlier.part(key) for key in earlier._parts)
+    assert hashed == [PARTS_NAME]
+    shard = memory / "out" / manifest.shards[0].path
+    shard.write_bytes(shard.read_bytes())  # to the storage it is another file now
+    assert all(earlier.part(key) for key in earlier._parts)
+    assert hashed == [PARTS_NAME, shard.name]
