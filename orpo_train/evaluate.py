@@ -133,7 +133,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Figures of a model on TOKENIZED pairs, beside those of the model it was trained from.
 
-    Returns plain JSON values: `before` and `after` (see `summarise`), `per_pair` log odds ratios by id, and `samples`
+    Returns plain JSON values: `before` and `after` (see `summarise`), `per_pair` log odds ratios by
+    id (and log probability ratios after training), and `samples`
     with the answers of both models to the first prompts.
     """
     data = PairDataset(table)
@@ -155,6 +156,7 @@ def evaluate(
             "id": table["id"].to_pylist(),
             "before_margin": before.log_odds_ratio.tolist() if before else None,
             "after_margin": after.log_odds_ratio.tolist(),
+            "after_probability_ratio": (after.chosen - after.rejected).tolist(),
         },
         "samples": [
             {"id": table["id"][i].as_py(), "before": answers_before[i] if answers_before else None, "after": answer}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from rich import box
 from rich.table import Table
 
@@ -17,23 +16,26 @@ from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
 from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.locking import writing
-from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, digest, read_manifest
+from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
 from orpo_data.pages.evaluation import evaluation_page
 from orpo_data.places import remove_folder
-from orpo_data.shards import check_file, read_table, scan
+from orpo_data.shards import check_file, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
-from orpo_train.evaluate import evaluate
+from orpo_train.evaluate import evaluate, load_tokenizer
 from orpo_train.reward import is_reward_model
 from orpo_train.reward_evaluation import evaluate_reward
-from pipelines.recipe import EvaluateConfig
+from pipelines.judging import judge_models
+from pipelines.reading import HeldOut, rows_with_texts
+from pipelines.recipe import EvaluateConfig, JudgeConfig
 from pipelines.training import check_model, fetch_model, model_fingerprint
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 RESULT_NAME = "evaluation.json"
+FOLDERS = ("reward_model", "against", "embedding_model")
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,15 @@ def _evaluate_model(
         raise OrpoError(f"{dataset}: the eval split is empty; raise split.eval_fraction")
     inputs, base, config = _model_inputs(model_dir, output)
     inputs.append(dataset_input(dataset, output))
+    models = _models_to_judge(model_dir, base, settings.judge) if settings.judge else {}
+    inputs += [_model_input(folder, output) for folder in _further_folders(settings.judge)]
     key = {
         "stage": "evaluate",
         "version": CODE_VERSION,
         "inputs": [item.fingerprint for item in inputs],
-        "config": settings.model_dump(mode="json"),
+        "config": settings.model_dump(
+            mode="json", exclude={"judge": set(FOLDERS)}
+        ),  # their contents are among the inputs
     }
     why = why_run(output, key)
     if why:
@@ -91,6 +97,10 @@ def _evaluate_model(
         with Recorder(job, "evaluate", work, output) as recorder:
             recorder.start(inputs)
             pairs = table.slice(0, settings.max_pairs)
+            judged: dict[str, Any] = {}
+            if settings.judge:
+                held_out = HeldOut(dataset, data, pairs, load_tokenizer(model_dir))
+                judged["judge"] = judge_models(models, held_out, settings.judge, config.precision, work)
             if is_reward_model(model_dir):
                 result = evaluate_reward(model_dir, pairs, config.precision)
             else:
@@ -103,7 +113,10 @@ def _evaluate_model(
                     samples=settings.samples,
                     max_new_tokens=settings.max_new_tokens,
                 )
-            result |= {"dataset": data.fingerprint[:12], "samples": with_texts(result["samples"], dataset, data)}
+            result |= judged | {
+                "dataset": data.fingerprint[:12],
+                "samples": with_texts(result["samples"], dataset, data),
+            }
             (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
             (work / "report.html").write_text(evaluation_page(result), "utf-8")
             if (model_dir / "curves.png").exists():
@@ -116,20 +129,39 @@ def _evaluate_model(
 
 def _model_inputs(model_dir: Path, output: Path) -> tuple[list[Input], Path | None, TrainConfig]:
     """The model, the base model it was trained from (none for a foreign model), and its training's settings."""
-    if not (model_dir / "config.json").is_file():
-        raise OrpoError(f"{model_dir}: no model folder (it has no config.json)")
-    check_model(model_dir)
-    path = provenance.relative_path(model_dir, output)
-    model = Input(name=model_dir.name, path=path, stage="train", fingerprint=model_fingerprint(model_dir))
-    if not (model_dir / "train.json").is_file():
-        return (
-            [model.model_copy(update={"path": None, "stage": None})],
-            None,
-            TrainConfig(model=str(model_dir), precision="fp32"),
-        )
+    model = _model_input(model_dir, output)
+    if model.stage is None:
+        return [model], None, TrainConfig(model=str(model_dir), precision="fp32")
     trained = read_manifest(model_dir)
     config = TrainConfig.model_validate(trained.recipe["train"])
     return [model, trained.inputs[1]], fetch_model(config.model, config.revision), config
+
+
+def _model_input(folder: Path, output: Path) -> Input:
+    """A model folder, with its place where it was trained here and so has a history."""
+    if not (folder / "config.json").is_file():
+        raise OrpoError(f"{folder}: no model folder (it has no config.json)")
+    check_model(folder)
+    own = (folder / "train.json").is_file()
+    return Input(
+        name=folder.name,
+        path=provenance.relative_path(folder, output) if own else None,
+        stage="train" if own else None,
+        fingerprint=model_fingerprint(folder),
+    )
+
+
+def _models_to_judge(model_dir: Path, base: Path | None, judge: JudgeConfig) -> dict[str, Path]:
+    """The model, and the one to compare it with: the one that was asked for, or the one that training began with."""
+    if is_reward_model(model_dir):
+        raise OrpoError(f"{model_dir}: is a reward model, which answers no prompts; judge a language model with it")
+    against = Path(judge.against) if judge.against else base
+    return {"model": model_dir} | ({"against": against} if against else {})
+
+
+def _further_folders(judge: JudgeConfig | None) -> list[Path]:
+    """Models that judging reads beside the one that is judged and its base."""
+    return [Path(folder) for name in FOLDERS if judge and (folder := getattr(judge, name))]
 
 
 def with_texts(samples: list[dict[str, Any]], dataset: Path, data: Manifest) -> list[dict[str, Any]]:
@@ -137,12 +169,7 @@ def with_texts(samples: list[dict[str, Any]], dataset: Path, data: Manifest) -> 
 
     Empty where that dataset is not there any more.
     """
-    text_folder = dataset / (data.inputs[0].path or "")
-    rows: dict[str, dict[str, Any]] = {}
-    if (text_folder / MANIFEST_NAME).exists():
-        ids = [sample["id"] for sample in samples]
-        found = scan(text_folder).filter(pl.col("id").is_in(ids)).select("id", "prompt", "chosen").collect()
-        rows = {row["id"]: row for row in found.to_dicts()}
+    rows = rows_with_texts(dataset, data, [sample["id"] for sample in samples])
     nothing = {"prompt": [{"content": ""}], "chosen": [{"content": ""}]}
     return [
         sample | {name: rows.get(sample["id"], nothing)[name][-1]["content"] for name in ("prompt", "chosen")}

@@ -27,7 +27,7 @@ from orpo_data.steps.split import Split
 from orpo_data.steps.step import Step
 from orpo_data.steps.tokenize import Tokenize
 from orpo_data.steps.truncate import Truncate
-from orpo_train.config import TrainConfig
+from orpo_train.config import Sampling, TrainConfig
 from pipelines.compare.config import CompareConfig
 from pipelines.documents import apply_override, read_document
 from pipelines.drift import DriftConfig
@@ -125,12 +125,39 @@ class TokenizeConfig(_Section):
         return [ChatTemplate(chat=chat), Tokenize(chat=chat), Truncate(chat=chat, **limits)]
 
 
+class JudgeConfig(_Section):
+    """How a reward model judges the answers to held-out prompts."""
+
+    reward_model: str = Field(description="Folder of a reward model (AutoModelForSequenceClassification, one label).")
+    against: str | None = Field(
+        default=None, description="Folder of the model to compare with; by default the one that training began with."
+    )
+    embedding_model: str | None = Field(
+        default=None, description="Folder of a model whose mean hidden states tell how alike answers are; null: none."
+    )
+    prompts: int | None = Field(default=100, ge=1, description="Most held-out prompts to answer; null answers all.")
+    seeds: list[int] = Field(default=[1, 2, 3], min_length=1, description="Each draws an answer to every prompt.")
+    max_new_tokens: int = Field(default=256, ge=1, description="Most tokens of an answer.")
+    temperature: float = Field(default=1.0, ge=0, description="Logits are divided by it; 0: the likeliest token.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Draw among the likeliest tokens of this probability.")
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds {self.seeds}: each must be a number from 0 and stand once")
+        return self
+
+    def sampling(self, seed: int) -> Sampling:
+        return Sampling(**self.model_dump(include={"max_new_tokens", "temperature", "top_p"}), seed=seed)
+
+
 class EvaluateConfig(_Section):
     """How a trained model is judged on the held-out pairs."""
 
     max_pairs: int | None = Field(default=None, ge=1, description="Most held-out pairs to score; null scores all.")
     samples: int = Field(default=4, ge=0, description="Held-out prompts to answer, before and after.")
     max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of a sample answer.")
+    judge: JudgeConfig | None = Field(default=None, description="A reward model to judge answers with; null: none.")
 
 
 class RunnerConfig(_Section):

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from orpo_data.pages.charts import value_histogram
+from orpo_data.pages.charts import Histogram, value_histogram
+from orpo_data.pages.judged import judged_view
 from orpo_data.pages.render import render
 
 METRICS = {  # name -> label, what it is, and whether more (+1) or less (-1) is better
@@ -60,6 +61,7 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
     `result` has model, base_model (or None), dataset and pairs; `before` (or None) and `after`, each metric -> value;
     `per_pair` with before_margin (or None) and after_margin, the log odds of chosen over rejected for each pair; and
     `samples` of prompt, chosen, before (or None) and after.
+    `judge`, if there, is what a reward model said of answers (see pages/judged.py).
     A reward model's result has `kind` reward; its margins are those of scores, and `calibration` has bins of pairs,
     confidence and accuracy.
     """
@@ -76,6 +78,8 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
         calibration=result.get("calibration"),
         unit="score" if known is REWARD_METRICS else "log odds",
         flips=_flips(before, after) if before is not None else None,
+        ratios=_ratios(result["per_pair"]),
+        judged=judged_view(result["judge"]) if "judge" in result else None,
     )
 
 
@@ -97,3 +101,11 @@ def _flips(before: list[float], after: list[float]) -> dict[str, int]:
     """Pairs whose preferred side changed."""
     was, now = np.asarray(before, dtype=float) > 0, np.asarray(after, dtype=float) > 0
     return {"won": int((~was & now).sum()), "lost": int((was & ~now).sum())}
+
+
+def _ratios(per_pair: Mapping[str, Any]) -> Histogram | None:
+    """The two ratios that a preference can be read from: odds pull further apart than probabilities do."""
+    if "after_probability_ratio" not in per_pair:
+        return None
+    odds, probability = per_pair["after_margin"], per_pair["after_probability_ratio"]
+    return value_histogram({"log odds ratio": odds, "log probability ratio": probability})

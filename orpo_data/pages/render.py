@@ -89,6 +89,7 @@ def _environment() -> jinja2.Environment:
         "preview": preview,
         "markdown": markdown,
         "figure": figure,
+        "zip": zip,
         "policy_hash": _policy_hash,
         "public": public,
         "record_name": record_name,

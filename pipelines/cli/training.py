@@ -100,15 +100,47 @@ def evaluate(
             parser=as_path,
         ),
     ] = None,
+    reward_model: Annotated[
+        Path | None, typer.Option(metavar="RM_DIR", help="A reward model's folder, to judge answers with.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER_DIR", help="The model to win over; by default the one training began with."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Each draws an answer to every prompt; by default 1,2,3.")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(help="Most held-out prompts to answer; by default 100.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the answers that are judged; by default 1.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer that is judged; by default 256.")
+    ] = None,
+    embedding_model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A model's folder, to tell how alike answers are.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a model on held-out pairs, before and after training."""
+    """Judge a model on held-out pairs, before and after training; with a reward model also its answers."""
     from pipelines.console import out
     from pipelines.evaluation import evaluate_model, evaluation_table
+    from pipelines.judging import judge_settings, judge_table, summary
 
-    report = evaluate_model(model_dir, dataset, output or model_dir.parent / "evaluate")
+    asked = {
+        "reward_model": reward_model and str(reward_model),
+        "against": against and str(against),
+        "seeds": seeds,
+        "prompts": prompts,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "embedding_model": embedding_model and str(embedding_model),
+    }
+    report = evaluate_model(model_dir, dataset, output or model_dir.parent / "evaluate", judge_settings(asked))
+    judged = report.result.get("judge")
     if as_json:
-        print_json(report.result["after"] | {"path": str(report.path)})
+        told = {"judge": summary(judged)} if judged else {}
+        print_json(report.result["after"] | told | {"path": str(report.path)})
     else:
         out.print(evaluation_table(report.result))
+        if judged:
+            out.print(judge_table(judged))
         print(report.path / "report.html")
