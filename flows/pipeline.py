@@ -98,6 +98,15 @@ def tokenize(previous: Report, recipe: dict[str, Any], output: str) -> Report:
     return as_values(stages.tokenize(inputs, settings, as_path(output), progress, run_parts=run_parts))
 
 
+@stage_task("reference", network=True)
+def reference(dataset: str, recipe: dict[str, Any], output: str) -> Report:
+    """Token ids with the log-probabilities of the model that training starts from."""
+    from pipelines.reference import reference as run_reference
+
+    settings = Recipe.parse(recipe)
+    return as_values(run_reference(as_path(dataset), settings, as_path(output), log_progress("reference")))
+
+
 @stage_task("train", network=True)
 def train(dataset: str, recipe: dict[str, Any], output: str) -> Report:
     """Token ids to a trained model."""
@@ -214,8 +223,12 @@ def _run_stages(settings: Recipe, place: Layout) -> list[Report]:
 
 
 def _train(settings: Recipe, place: Layout) -> dict[str, Report]:
+    assert settings.train is not None
     recipe, dataset = settings.resolved(), str(place.tokenize)
-    model = train(dataset, recipe, str(place.model))
+    if settings.train.needs_reference:
+        model = train(reference(dataset, recipe, str(place.reference))["path"], recipe, str(place.model))
+    else:
+        model = train(dataset, recipe, str(place.model))
     publish_curves(settings.name, place.model / "curves.png")
     evaluation = evaluate(model, dataset, recipe, str(place.evaluate))
     publish_evaluation(settings.name, model, evaluation)

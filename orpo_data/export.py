@@ -9,6 +9,7 @@ from typing import Any
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
 from orpo_data.places import as_path
+from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import scan
 from orpo_data.views import CLEANED, TEXT_VIEWS
 
@@ -47,7 +48,7 @@ def export(dataset: str | Path, to: str, output: str | Path) -> list[ExportedFil
         raise UsageError(f"--to {to!r}: unknown form, there are {', '.join(TEXT_VIEWS)}")
     manifest = read_manifest(folder)
     if manifest.stage not in CLEANED:
-        holds = "holds token ids" if manifest.stage == "tokenize" else f"is the output of {manifest.stage}"
+        holds = "holds token ids" if manifest.stage in TOKEN_STAGES else f"is the output of {manifest.stage}"
         raise OrpoError(f"{folder}: {holds}, an export takes cleaned text; give the folder of clean or split")
     output = _file_for(Path(output), to)
     files = []

@@ -1,8 +1,8 @@
 """Every table this project writes: the columns, what they mean, and in which unit.
 
-A row walks RAW -> (RATED ->) PAIRS -> JUDGED -> RENDERED -> ENCODED -> TOKENIZED; only RATED, PAIRS, JUDGED, TOKENIZED
-and DROPPED are ever written to disk. Types are the plain Arrow ones that every release of `datasets` since 3.6 opens:
-string, int32, float32, list and struct, never large_* or *_view.
+A row walks RAW -> (RATED ->) PAIRS -> JUDGED -> RENDERED -> ENCODED -> TOKENIZED (-> REFERENCED); only RATED, PAIRS,
+JUDGED, TOKENIZED, REFERENCED and DROPPED are ever written to disk. Types are the plain Arrow ones that every release of
+`datasets` since 3.6 opens: string, int32, float32, list and struct, never large_* or *_view.
 """
 
 import hashlib
@@ -139,6 +139,21 @@ TOKENIZED = pa.schema(
     ]
 )
 """What training reads. Masks and labels follow from prompt_len and are not stored."""
+
+REFERENCED = pa.schema(
+    [
+        *TOKENIZED,
+        # log p(answer | prompt) under the reference model, summed over the answer's tokens
+        pa.field("ref_chosen_logps", pa.float32()),
+        pa.field("ref_rejected_logps", pa.float32()),
+        pa.field("kl_input_ids", TOKEN_IDS),  # the prompt, then another prompt's chosen answer; null unless for kto
+        pa.field("ref_kl_logps", pa.float32()),
+    ]
+)
+"""TOKENIZED, and what a reference model makes of it."""
+
+TOKEN_STAGES = ("tokenize", "reference")
+"""Stages whose rows training reads."""
 
 DROPPED = pa.schema(
     [

@@ -21,6 +21,7 @@ from orpo_data.collator import IGNORED
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
 from orpo_data.places import as_path
+from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import scan
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def view(path: str | Path, trainer: str, split: str = "train") -> "datasets.Data
 def views_of(folder: Path) -> dict[str, View]:
     """The views of a dataset folder; OrpoError where its rows are not cleaned pairs or token ids."""
     stage = read_manifest(folder).stage
-    if stage == "tokenize":
+    if stage in TOKEN_STAGES:
         return TOKEN_VIEWS
     if stage in CLEANED:
         return TEXT_VIEWS

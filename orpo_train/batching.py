@@ -16,7 +16,10 @@ import pyarrow as pa
 from orpo_data.errors import OrpoError
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
 SIDES = ("chosen", "rejected")
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+KL_COLUMNS = ("kl_input_ids", "ref_kl_logps")
 
 
 class TokenColumn:
@@ -54,6 +57,26 @@ class PairDataset:
         self._columns = {side: TokenColumn(table[f"{side}_input_ids"]) for side in SIDES}
         self.lengths = {side: column.lengths for side, column in self._columns.items()}
         self._refuse_empty_responses()
+        self._table = table
+
+    @cached_property
+    def reference(self) -> FloatArray:
+        """[pairs, 2] log-probabilities of chosen and rejected answers under the reference model, NaN where unknown."""
+        if not self.has(REFERENCE_COLUMNS):
+            return np.full((len(self), 2), np.nan, np.float32)
+        return np.stack([self._table[name].to_numpy() for name in REFERENCE_COLUMNS], axis=1).astype(np.float32)
+
+    @cached_property
+    def kl(self) -> "PairDataset":
+        """The answers that the KL to the reference is estimated from, each in the place of a chosen one."""
+        ids, logps = (self._table[name] for name in KL_COLUMNS)
+        columns = {"chosen_input_ids": ids, "rejected_input_ids": ids}
+        columns |= dict.fromkeys(REFERENCE_COLUMNS, logps)
+        return PairDataset(pa.table({"id": self._ids, "prompt_len": self._table["prompt_len"], **columns}))
+
+    def has(self, columns: Sequence[str]) -> bool:
+        """Whether the table has these columns, and a value in each row of them."""
+        return all(name in self._table.column_names and not self._table[name].null_count for name in columns)
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)

@@ -39,10 +39,13 @@ class TrainConfig(_Settings):
 
     model: str = Field(description="Base model: a local folder or a hub id.")
     revision: str | None = Field(default=None, description="Commit of the model on the hub.")
-    objective: Literal["orpo", "sft", "probability-ratio", "reward"] = Field(
+    objective: Literal["orpo", "sft", "probability-ratio", "unlikelihood", "dpo", "ipo", "kto", "reward"] = Field(
         default="orpo", description="The loss, one of orpo_train.objectives; reward trains a reward model."
     )
     lambda_: float = Field(default=0.1, ge=0, alias="lambda", description="Weight of the preference term.")
+    beta: float = Field(
+        default=0.1, gt=0, description="dpo, ipo (its tau) and kto: how closely the model is held to the reference."
+    )
     nll_scope: Literal["response", "prompt+response"] = Field(
         default="response", description="Tokens of the chosen side that the supervised loss covers."
     )
@@ -110,6 +113,11 @@ class TrainConfig(_Settings):
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
         return self
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the dataset must have a reference model's log-probabilities."""
+        return self.objective in ("dpo", "ipo", "kto")
 
     def warmup(self, total_steps: int) -> int:
         """Steps that warm up, of `total_steps`."""

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import SIDES, IntArray, Limits, MicroBatch, PairDataset, micro_batches
+from orpo_train.batching import SIDES, FloatArray, IntArray, Limits, MicroBatch, PairDataset, micro_batches
 from orpo_train.config import Sampling
 from orpo_train.generate import end_tokens, generate
 from orpo_train.layout import Batch, NllScope
@@ -27,7 +26,6 @@ from orpo_train.model import (
 )
 from orpo_train.objectives import log_odds
 
-FloatArray = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16"]
 PAIRS_PER_PLAN = 512
 PASS = Limits(tokens=4096)
@@ -53,6 +51,7 @@ def forward_passes(
     limits: Limits = PASS,
     rank: int = 0,
     world: int = 1,
+    sides: Sequence[str] = SIDES,
 ) -> Iterator[tuple[MicroBatch, Batch, Tensor]]:
     """This process' share of some pairs, pass by pass without gradient: what ran, and the values the scorer read.
 
@@ -64,7 +63,7 @@ def forward_passes(
     try:
         for start in range(0, len(pairs), PAIRS_PER_PLAN):
             plan = pairs[start : start + PAIRS_PER_PLAN]
-            passes = micro_batches(data, plan, SIDES, limits, packed=scorer.layout != PLAIN, multiple=world)
+            passes = micro_batches(data, plan, sides, limits, packed=scorer.layout != PLAIN, multiple=world)
             for micro in passes[rank::world]:
                 batch = scorer.collate(data, micro.trees, scope).to(device)
                 with torch.no_grad():

@@ -35,6 +35,7 @@ class Batch:
     chosen: Tensor  # [B] segment of its chosen answer
     rejected: Tensor  # [B], or [0] when the rejected answers are not needed
     segments: int
+    reference: Tensor  # [B, 2] log-probabilities of chosen and rejected under the reference model, NaN without one
     attention_mask: Tensor | None = None  # [R, T] int64, 0 on padding; None when packed
     branches: Branches | None = None  # who may attend to whom when packed
 
@@ -62,7 +63,7 @@ class _Reads:
         """The response `segment` ends in the token at `last`."""
         self._ends[segment] = last
 
-    def batch(self, trees: Sequence[Tree], input_ids: Tensor, position_ids: Tensor) -> Batch:
+    def batch(self, data: PairDataset, trees: Sequence[Tree], input_ids: Tensor, position_ids: Tensor) -> Batch:
         numbers, counts = np.array(self._segments).T
         first = list(accumulate((1 + len(tree.responses) for tree in trees), initial=0))
         pairs = [(start, tree) for start, tree in zip(first, trees, strict=False)]
@@ -77,6 +78,7 @@ class _Reads:
             chosen=torch.tensor([start + 1 + place for start, tree in pairs for place in tree.chosen]),
             rejected=torch.tensor([start + 1 + p for start, tree in pairs for p in tree.rejected], dtype=torch.long),
             segments=first[-1],
+            reference=torch.from_numpy(data.reference[[pair for tree in trees for pair in tree.pairs]]),
         )
 
 
@@ -112,7 +114,7 @@ def collate_packed(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "
         branches.append((len(prompt), *map(len, responses)))
         start, segment = end, segment + 1 + len(responses)
     row = torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None]
-    batch = reads.batch(trees, row, torch.from_numpy(np.concatenate(position_ids))[None])
+    batch = reads.batch(data, trees, row, torch.from_numpy(np.concatenate(position_ids))[None])
     return replace(batch, branches=Branches(tuple(branches)))
 
 
@@ -146,5 +148,5 @@ def collate_plain(data: PairDataset, trees: Sequence[Tree], scope: NllScope = "r
             reads.end(number, first + len(response) - 1)
             row += 1
         segment += 1 + len(tree.responses)
-    batch = reads.batch(trees, torch.from_numpy(input_ids), torch.arange(width).expand(len(sequences), width))
+    batch = reads.batch(data, trees, torch.from_numpy(input_ids), torch.arange(width).expand(len(sequences), width))
     return replace(batch, attention_mask=torch.from_numpy(mask))

@@ -20,15 +20,21 @@ REWARD_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "r
 METRICS = (*CHOSEN_METRICS, "log_odds_ratio", "log_odds_chosen", "logps/rejected", *REWARD_METRICS)
 
 
+COLUMNS = (*METRICS, "kl")
+"""Everything that is summed up; the estimate of the KL to the reference is of objectives that use it."""
+
+
 def names_of(objective: Objective, *, both_sides: bool) -> tuple[str, ...]:
     """The figures that an objective has, where rejected answers ran or did not; a scalar head knows no tokens."""
     if objective.scalar_head:
         return "loss", *REWARD_METRICS
+    if objective.needs_kl:
+        return COLUMNS
     return METRICS if both_sides else CHOSEN_METRICS
 
 
 def metric_sums(losses: Tensor, pairs: PairLogps, objective: Objective, weight: float) -> Tensor:
-    """Sums over the pairs in the order of METRICS; a reward is the objective's own, times its weight."""
+    """Sums over the pairs in the order of COLUMNS; a reward is the objective's own, times its weight."""
     odds_ratio = log_odds(pairs.chosen) - log_odds(pairs.rejected)
     chosen, rejected = objective.rewards(pairs)
     columns = (
@@ -42,13 +48,14 @@ def metric_sums(losses: Tensor, pairs: PairLogps, objective: Objective, weight: 
         weight * rejected,
         (chosen > rejected).float(),
         weight * (chosen - rejected),
+        pairs.kl,
     )
     return torch.stack([column.detach().float().sum() for column in columns])
 
 
 def named_means(sums: Tensor, pairs: int, names: Sequence[str]) -> dict[str, float]:
-    """Of the sums of METRICS over `pairs`, the means of the figures in `names`."""
-    values = dict(zip(METRICS, (sums / pairs).tolist(), strict=True))
+    """Of the sums of COLUMNS over `pairs`, the means of the figures in `names`."""
+    values = dict(zip(COLUMNS, (sums / pairs).tolist(), strict=True))
     return {name: values[name] for name in names}
 
 

@@ -16,6 +16,7 @@ from orpo_train.attention import PACKED_ATTENTION, Branches, UnsupportedAttentio
 from orpo_train.batching import SIDES, Limits, PairDataset, grow_trees
 from orpo_train.layout import Batch, Collate, collate_packed, collate_plain
 from orpo_train.logprobs import HeadShape, token_logprobs
+from orpo_train.objectives import log1mexp
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,9 @@ class PairSums:
     rejected: Tensor  # likewise; NaN where the rejected answers were not run
     nll_sum: Tensor  # minus the summed log-probabilities that the supervised loss covers
     nll_tokens: Tensor  # how many they are
+    chosen_tokens: Tensor  # tokens of the response
+    rejected_tokens: Tensor
+    rejected_unlikelihood: Tensor  # mean of -log(1 - p) over the rejected response's tokens
 
 
 def pair_sums(token_logps: Tensor, batch: Batch) -> PairSums:
@@ -158,13 +162,19 @@ def pair_sums(token_logps: Tensor, batch: Batch) -> PairSums:
         return torch.zeros(batch.segments, dtype=values.dtype, device=values.device).index_add(0, batch.segment, values)
 
     sums, counts = per_segment(token_logps), per_segment(torch.ones_like(token_logps))
-    chosen = sums[batch.chosen] / counts[batch.chosen]
-    rejected = sums[batch.rejected] / counts[batch.rejected]
+    missing = torch.full_like(sums[batch.chosen], torch.nan)
+
+    def of_rejected(values: Tensor) -> Tensor:
+        return values[batch.rejected] if len(batch.rejected) else missing
+
     return PairSums(
-        chosen=chosen,
-        rejected=rejected if len(rejected) else torch.full_like(chosen, torch.nan),
+        chosen=sums[batch.chosen] / counts[batch.chosen],
+        rejected=of_rejected(sums / counts),
         nll_sum=-(sums[batch.prompt] + sums[batch.chosen]),
         nll_tokens=counts[batch.prompt] + counts[batch.chosen],
+        chosen_tokens=counts[batch.chosen],
+        rejected_tokens=of_rejected(counts),
+        rejected_unlikelihood=of_rejected(-per_segment(log1mexp(token_logps)) / counts),
     )
 
 

@@ -66,7 +66,8 @@ class RewardScorer(Scorer):
     def sums(self, values: Tensor, batch: Batch) -> PairSums:
         """Scores where a language model has mean log-probabilities; there is no supervised loss."""
         chosen, rejected = values[batch.chosen], values[batch.rejected]
-        return PairSums(chosen, rejected, nll_sum=torch.zeros_like(chosen), nll_tokens=torch.ones_like(chosen))
+        zero, one = torch.zeros_like(chosen), torch.ones_like(chosen)
+        return PairSums(chosen, rejected, zero, one, one, one, zero)
 
 
 def head_scores(model: Any, hidden: Tensor) -> Tensor:

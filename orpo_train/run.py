@@ -12,9 +12,19 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
+from orpo_data.errors import OrpoError
 from orpo_train import zero
 from orpo_train.adapters import attach_lora, load_base
-from orpo_train.batching import SIDES, BatchOrder, Limits, PairDataset, batches_per_epoch, check_limits
+from orpo_train.batching import (
+    KL_COLUMNS,
+    REFERENCE_COLUMNS,
+    SIDES,
+    BatchOrder,
+    Limits,
+    PairDataset,
+    batches_per_epoch,
+    check_limits,
+)
 from orpo_train.config import TrainConfig
 from orpo_train.model import PLAIN, Scorer, SequenceScorer, check_fits, choose_layout
 from orpo_train.objectives import OBJECTIVES, Objective
@@ -55,7 +65,8 @@ class Run:
     @property
     def weight(self) -> float:
         """What the objective's loss is given beside the pairs."""
-        return self.config.lambda_ if self.objective.weight == "lambda" else 1.0
+        weights = {"lambda": self.config.lambda_, "beta": self.config.beta, None: 1.0}
+        return weights[self.objective.weight]
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -83,14 +94,18 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
     set_seed(config.seed)
     data = PairDataset(train_table)
     held_out = PairDataset(eval_table) if eval_table is not None and len(eval_table) else None
+    read = [(data, sides_of(config)), *([(held_out, SIDES)] if held_out else [])]
+    for pairs, _ in read:
+        check_columns(pairs, config.objective)
+    if OBJECTIVES[config.objective].needs_kl:
+        read += [(pairs.kl, SIDES[:1]) for pairs, _ in read]
     model: Any = load_base(config).to(accelerator.device)
-    for pairs in filter(None, (data, held_out)):
+    for pairs, _ in read:
         check_fits(model, pairs)
     kind = RewardScorer if OBJECTIVES[config.objective].scalar_head else SequenceScorer
     layout = choose_layout(model, data, config.layout, kind)
-    check_limits(data, sides_of(config), config.micro_batch_tokens, packed=layout != PLAIN)
-    if held_out is not None:
-        check_limits(held_out, SIDES, config.micro_batch_tokens, packed=layout != PLAIN)
+    for pairs, sides in read:
+        check_limits(pairs, sides, config.micro_batch_tokens, packed=layout != PLAIN)
     if config.lora:
         attach_lora(model, config.lora)
     if config.gradient_checkpointing:
@@ -104,6 +119,18 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
     scorer.train()
     order = BatchOrder(data, config.batch_size, config.seed)
     return Run(config, accelerator, scorer, optimizer, data, held_out, order, layout, total_steps(config, len(data)))
+
+
+def check_columns(data: PairDataset, objective: str) -> None:
+    """OrpoError naming the command that makes what the dataset lacks."""
+    needs = OBJECTIVES[objective]
+    columns = (*REFERENCE_COLUMNS, *KL_COLUMNS) if needs.needs_kl else REFERENCE_COLUMNS
+    if needs.needs_reference and not data.has(columns):
+        lacking = next(name for name in columns if not data.has([name]))
+        raise OrpoError(
+            f"the dataset has no values in {lacking}, objective {objective} needs them: "
+            f"`orpo stage reference RECIPE --set train.objective={objective}`, and train on its output"
+        )
 
 
 def keep_freed_memory() -> bool:

@@ -19,6 +19,7 @@ from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
 from orpo_data.pages.evaluation import evaluation_page
 from orpo_data.places import remove_folder
+from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import check_file, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
@@ -69,7 +70,7 @@ def _evaluate_model(
     refuse_foreign_folder(output)
     refuse_other_stage(output, "evaluate")
     data = read_manifest(dataset)
-    if data.stage != "tokenize":
+    if data.stage not in TOKEN_STAGES:
         raise OrpoError(f"{dataset}: is the output of {data.stage}, a model is judged on the output of tokenize")
     if "eval" not in data.splits:
         raise OrpoError(f"{dataset}: has no eval split to judge a model on")

@@ -20,6 +20,7 @@ from orpo_data.chain import record_name
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import Manifest, StepCounts
+from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import read_table
 from pipelines.checks import chat_of
 from pipelines.console import out
@@ -49,7 +50,7 @@ def print_dataset(folder: Path, manifest: Manifest, rows: int, full: bool = Fals
         out.print(f"\n[bold]{split}[/bold]: {len(table):,} rows")
         if not len(table):
             continue
-        if manifest.stage == "tokenize":
+        if manifest.stage in TOKEN_STAGES:
             out.print(_length_table(table))
             _print_token_rows(table.slice(0, rows).to_pylist(), chat_of(manifest), full)
         else:

@@ -44,7 +44,8 @@ def training_job(
         if settings.train is None:
             raise UsageError(f"{recipe}: has no `train` section")
         place = Layout(output or Path("runs") / settings.name)
-        return TrainingJob(settings.name, dataset or place.tokenize, settings.train, place.model)
+        data = place.reference if settings.train.needs_reference else place.tokenize
+        return TrainingJob(settings.name, dataset or data, settings.train, place.model)
     if dataset is None or model is None:
         raise UsageError("orpo train: give a RECIPE, or --dataset DIR and --model M")
     config = _config_from_overrides(model, overrides)

@@ -14,6 +14,7 @@ class Layout:
         self.clean = self.root / "clean"
         self.split = self.root / "split"
         self.tokenize = self.root / "tokenize"
+        self.reference = self.root / "reference"
         self.model = self.root / "model"
         self.evaluate = self.root / "evaluate"
 

@@ -86,7 +86,7 @@ for answer in ("Its light comes a long way through air, which scatters blue.", "
     print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())  # more is better
 """
 
-SHOWN = ("objective", "lambda", "learning_rate", "schedule", "epochs", "max_steps", "batch_size", "precision", "seed")
+SHOWN = ("learning_rate", "schedule", "epochs", "max_steps", "batch_size", "precision", "seed")
 REDUCTIONS = {"sequence": "over each sequence, then over the pairs", "token": "over all tokens of the batch"}
 SCOPES = {"response": "the chosen answer", "prompt+response": "the prompt and the chosen answer"}
 NO_FIGURES = {"grad_norm", "learning_rate", "tokens", "pairs"}  # of the last batch alone
@@ -114,7 +114,7 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
         exported=trained["exported_step"],
         tokens=trained["tokens"],
         metrics="\n".join(_figures(trained["metrics"])),
-        settings="\n".join(f"| {key} | {config[key]} |" for key in SHOWN),
+        settings="\n".join(f"| {key} | {config[key]} |" for key in ("objective", *_weight(config), *SHOWN)),
         supervised=_supervised(config),
         layout=trained["layout"],
         recipe=yaml.safe_dump(data.recipe | manifest.recipe, sort_keys=False, allow_unicode=True),
@@ -129,6 +129,12 @@ def _supervised(config: dict[str, Any]) -> str:
         return ""
     scope, reduction = SCOPES[config["nll_scope"]], REDUCTIONS[config["nll_reduction"]]
     return f"The supervised loss covers {scope}, averaged {reduction}. "
+
+
+def _weight(config: dict[str, Any]) -> list[str]:
+    """The name of the setting that weighs the objective's preference term, if it has one."""
+    weight = OBJECTIVES[config["objective"]].weight
+    return [weight] if weight else []
 
 
 def _front(config: dict[str, Any]) -> str:

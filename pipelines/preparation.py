@@ -35,7 +35,7 @@ def _prepare(recipe: Recipe, place: Layout, progress: Progress) -> list[StageRep
     return reports
 
 
-PREVIOUS = {"binarize": "ingest", "clean": "binarize", "split": "clean", "tokenize": "split"}
+PREVIOUS = {"binarize": "ingest", "clean": "binarize", "split": "clean", "tokenize": "split", "reference": "tokenize"}
 ONE_INPUT = {"clean": stages.clean, "split": stages.split, "tokenize": stages.tokenize}
 
 
@@ -49,4 +49,8 @@ def run_one(
     inputs = inputs or root / PREVIOUS[name]
     if name == "binarize":
         return [stages.binarize([inputs / source.label for source in recipe.sources], recipe, output, progress)]
+    if name == "reference":
+        from pipelines.reference import reference  # imports torch
+
+        return [reference(inputs, recipe, output, progress)]
     return [ONE_INPUT[name](inputs, recipe, output, progress)]

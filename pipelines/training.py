@@ -23,6 +23,7 @@ from orpo_data.history import lineage
 from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, Shard, digest, read_manifest
 from orpo_data.places import file_sha256
+from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import check_file, list_files, opened_shards, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
@@ -75,14 +76,17 @@ def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, 
     started = time.monotonic()
     refuse_foreign_folder(output)
     refuse_other_stage(output, "train")
-    data = read_manifest(dataset)
-    if data.stage != "tokenize":
-        raise OrpoError(f"{dataset}: is the output of {data.stage}, training needs the output of tokenize")
+    data = training_data(dataset, config)
     base = fetch_model(config.model, config.revision)
     inputs = [
         dataset_input(dataset, output),
         Input(name=config.model, fingerprint=model_fingerprint(base), revision=config.revision),
     ]
+    if config.needs_reference and data.inputs[1].fingerprint != inputs[1].fingerprint:
+        raise OrpoError(
+            f"{dataset}: its reference is {data.inputs[1].name}, training starts from another model, {config.model}: "
+            f"{_reference_command(config)}"
+        )
     key = {
         "stage": "train",
         "version": CODE_VERSION,
@@ -118,6 +122,23 @@ def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, 
             _commit(dataset, work, output, key, inputs, config, recorder)
         processes.wait_for_everyone()
     return _report(output, ran=True, why=why, started=started)
+
+
+def training_data(dataset: Path, config: TrainConfig) -> Manifest:
+    """The manifest of a dataset that training can read; OrpoError naming the command that makes what is missing."""
+    if config.needs_reference and not (dataset / MANIFEST_NAME).exists():
+        raise OrpoError(f"{dataset}: no dataset is there; {_reference_command(config)}")
+    data = read_manifest(dataset)
+    if data.stage not in TOKEN_STAGES:
+        raise OrpoError(f"{dataset}: is the output of {data.stage}, training needs the output of tokenize")
+    if config.needs_reference and data.stage != "reference":
+        raise OrpoError(f"{dataset}: has no reference log-probabilities; {_reference_command(config)}")
+    return data
+
+
+def _reference_command(config: TrainConfig) -> str:
+    made = f"`orpo stage reference RECIPE --set train.objective={config.objective}` makes"
+    return f"{made} what objective {config.objective} needs of the model it starts from"
 
 
 def adopt_interrupted_run(work: Path, output: Path) -> None:

@@ -24,6 +24,10 @@ COLUMNS = {
     "prompt_turns_dropped": "Oldest turns that were left out so that the prompt fits.",
     "chosen_truncated": "Whether the better answer was cut at the length limit, so that it lacks its end of turn.",
     "rejected_truncated": "Whether the worse answer was cut.",
+    "ref_chosen_logps": "Log-probability of the better answer under the reference model, summed over its tokens.",
+    "ref_rejected_logps": "Log-probability of the worse answer under the reference model.",
+    "kl_input_ids": "Token ids of the prompt and of another prompt's better answer, for kto; empty otherwise.",
+    "ref_kl_logps": "Log-probability of that answer under the reference model.",
 }
 """Every column that is written, see orpo_data.schema."""
 
@@ -41,6 +45,7 @@ STEPS = {
     "chat_template": "Writes the conversation as the model's chat template has it.",
     "tokenize": "Turns text into token ids.",
     "truncate": "Fits every row into the length limits: oldest turns go first, then the ends of answers.",
+    "reference": "Adds the log-probabilities of the answers under a reference model; drops nothing.",
 }
 
 MEANINGS = {

@@ -7,10 +7,11 @@ from orpo_data.chain import Node
 from orpo_data.pages.measures import Measures
 from orpo_data.pages.render import figure, percent
 from orpo_data.pages.upstream import sources_of
+from orpo_data.schema import TOKEN_STAGES
 
 NOISY = 0.5
 
-JUDGED_STAGES = ("clean", "split", "tokenize")
+JUDGED_STAGES = ("clean", "split", *TOKEN_STAGES)
 NOT_LOOKED_FOR = {
     "dedup": "Duplicates and near-duplicates were not removed: a prompt may stand many times on its side of the split.",
     "decontaminate": "The prompts were not compared with any evaluation set. Questions of TruthfulQA and MT-Bench are "

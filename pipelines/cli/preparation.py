@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orpo_data.stage import StageReport
     from pipelines.recipe import Recipe
 
-StageName = Literal["ingest", "binarize", "clean", "split", "tokenize"]
+StageName = Literal["ingest", "binarize", "clean", "split", "tokenize", "reference"]
 
 
 def prepare(
@@ -65,7 +65,10 @@ def stage(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one data stage. `ingest` writes, and `binarize` reads, one folder a source below DIR."""
+    """Run one data stage. `ingest` writes, and `binarize` reads, one folder a source below DIR.
+
+    `reference` adds the log-probabilities that the objectives dpo, ipo and kto need.
+    """
     from pipelines.console import stage_progress
     from pipelines.preparation import run_one
 

@@ -153,6 +153,20 @@ def test_training_without_a_train_section_is_told(recipe_file, tmp_path):
         train_flow(recipe_file(), output=str(tmp_path))
 
 
+def test_an_objective_that_needs_a_reference_gets_one(prepared_by_flow, recipe_file, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from flows.pipeline import train_flow
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=1024, **sizes)).save_pretrained(tmp_path / "tiny")
+    _, output = prepared_by_flow
+    train = f"{{model: {tmp_path / 'tiny'}, objective: dpo, max_steps: 1, batch_size: 2, precision: fp32}}"
+    train_flow(recipe_file(f"train={train}", "evaluate={samples: 0}"), output=str(output))
+    assert read_manifest(output / "reference").stage == "reference"
+    assert read_manifest(output / "model").inputs[0].name == "reference"
+
+
 def test_the_flow_trains_and_evaluates_in_the_runs_folders(recipe_file, tmp_path, monkeypatch):
     """The stages themselves are tested elsewhere; here, what goes in, what is shown, what is handed on."""
     from dataclasses import make_dataclass

@@ -11,7 +11,7 @@ TASKS = {name: value for name, value in vars(pipeline).items() if isinstance(val
 
 
 def test_there_is_a_task_for_each_stage():
-    assert list(TASKS) == ["ingest", "binarize", "clean", "split", "tokenize", "train", "evaluate"]
+    assert list(TASKS) == ["ingest", "binarize", "clean", "split", "tokenize", "reference", "train", "evaluate"]
 
 
 def test_the_manifest_decides_what_runs_and_nothing_is_kept_by_prefect():
@@ -20,7 +20,7 @@ def test_the_manifest_decides_what_runs_and_nothing_is_kept_by_prefect():
 
 def test_only_what_reads_from_the_hub_is_tried_again():
     retried = [name for name, task in TASKS.items() if task.retries]
-    assert retried == ["ingest", "tokenize", "train", "evaluate"]
+    assert retried == ["ingest", "tokenize", "reference", "train", "evaluate"]
     assert all(TASKS[name].retry_condition_fn is pipeline.retry_on_network_fault for name in retried)
 
 

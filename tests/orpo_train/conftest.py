@@ -28,12 +28,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from orpo_data.schema import TOKENIZED
+from orpo_data.schema import REFERENCED, TOKENIZED
 from orpo_train.batching import SIDES, Limits, PairDataset, cut, grow_trees, tree_of
 from orpo_train.config import TrainConfig
 from orpo_train.model import PLAIN, SequenceScorer, pair_sums
 from orpo_train.objectives import OBJECTIVES
-from orpo_train.step import reduced
+from orpo_train.step import NllMean, pair_logps
 
 VOCABULARY = 600  # as many as the test tokenizers have at most
 
@@ -200,37 +200,95 @@ def make_config() -> Callable[..., TrainConfig]:
 
 
 @pytest.fixture(scope="session")
+def with_reference() -> Callable[..., pa.Table]:
+    """A TOKENIZED table with random log-probabilities of a reference model, and each prompt's neighbour's answer."""
+
+    def extend(table: pa.Table, seed: int = 0) -> pa.Table:
+        rows, random = table.to_pylist(), np.random.default_rng(seed)
+
+        def logp(ids: list[int], prompt: int) -> float:
+            return float(-6.4 * (len(ids) - prompt) + random.normal(scale=3))
+
+        for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
+            prompt = row["prompt_len"]
+            row["kl_input_ids"] = row["chosen_input_ids"][:prompt] + other["chosen_input_ids"][other["prompt_len"] :]
+            row["ref_chosen_logps"] = logp(row["chosen_input_ids"], prompt)
+            row["ref_rejected_logps"] = logp(row["rejected_input_ids"], prompt)
+            row["ref_kl_logps"] = logp(row["kl_input_ids"], prompt)
+        return pa.Table.from_pylist(rows, schema=REFERENCED)
+
+    return extend
+
+
+def _token_logps(model: Any, ids: list[int]) -> torch.Tensor:
+    """Of every token but the first, in float64."""
+    row = torch.tensor([ids])
+    logps = model(input_ids=row).logits[0, :-1].double().log_softmax(-1)
+    return logps.gather(1, row[0, 1:, None])[:, 0]
+
+
+def _naive_pairs(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tensor:
+    """The preference term of each pair as its equation has it, [pairs]."""
+    rows, beta = table.to_pylist(), config.beta
+    if config.objective == "reward":
+        return torch.stack(
+            [-torch.log(torch.sigmoid(_score(model, row, "chosen") - _score(model, row, "rejected"))) for row in rows]
+        )
+    if config.objective == "kto":
+        moved = [
+            _token_logps(model, row["kl_input_ids"])[row["prompt_len"] - 1 :].sum() - row["ref_kl_logps"]
+            for row in rows
+        ]
+        kl = max(torch.stack(moved).mean().detach(), torch.tensor(0.0))
+    losses = []
+    for row in rows:
+        better, worse = (_token_logps(model, row[f"{side}_input_ids"])[row["prompt_len"] - 1 :] for side in SIDES)
+        odds = [side.mean().exp() / (1 - side.mean().exp()) for side in (better, worse)]
+        if config.needs_reference:
+            gain, fall = better.sum() - row["ref_chosen_logps"], worse.sum() - row["ref_rejected_logps"]
+        match config.objective:
+            case "sft":
+                loss = torch.tensor(0.0)
+            case "orpo":
+                loss = -torch.log(torch.sigmoid(torch.log(odds[0] / odds[1])))
+            case "probability-ratio":
+                loss = -torch.log(torch.sigmoid(torch.log(better.mean().exp() / worse.mean().exp())))
+            case "unlikelihood":
+                loss = -torch.log(1 - worse.exp()).mean()
+            case "dpo":
+                loss = -torch.log(torch.sigmoid(beta * (gain - fall)))
+            case "ipo":
+                loss = (gain / len(better) - fall / len(worse) - 1 / (2 * beta)) ** 2
+            case "kto":
+                loss = 1 - (torch.sigmoid(beta * (gain - kl)) + torch.sigmoid(beta * (kl - fall))) / 2
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+def _score(model: Any, row: dict[str, Any], side: str) -> torch.Tensor:
+    score: torch.Tensor = model(input_ids=torch.tensor([row[f"{side}_input_ids"]])).logits[0, 0].double()
+    return score
+
+
+def _naive_nll(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tensor:
+    covered = []
+    for row in table.to_pylist():
+        first = 0 if config.nll_scope == "prompt+response" else row["prompt_len"] - 1
+        covered.append(-_token_logps(model, row["chosen_input_ids"])[first:])
+    if config.nll_reduction == "token":
+        return torch.cat(covered).mean()
+    return torch.stack([losses.mean() for losses in covered]).mean()
+
+
+@pytest.fixture(scope="session")
 def naive_loss() -> Callable[..., torch.Tensor]:
     """The loss of a whole table with full logits, one sequence at a time: what the fast path must equal."""
 
-    def log_odds(logp: torch.Tensor) -> torch.Tensor:
-        return logp - torch.log(1 - torch.exp(logp))
-
-    def scores(model: Any, row: dict[str, Any]) -> Iterator[torch.Tensor]:
-        for side in ("chosen", "rejected"):
-            yield model(input_ids=torch.tensor([row[f"{side}_input_ids"]])).logits[0, 0].double()
-
     def loss(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tensor:
-        if config.objective == "reward":
-            pairs = [tuple(scores(model, row)) for row in table.to_pylist()]
-            return torch.stack([-torch.log(torch.sigmoid(better - worse)) for better, worse in pairs]).mean()
-        sequence_nll, token_nll, odds = [], [], []
-        for row in table.to_pylist():
-            means = {}
-            for side in ("chosen", "rejected"):
-                ids = torch.tensor([row[f"{side}_input_ids"]])
-                logps = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
-                logps = logps.gather(1, ids[0, 1:, None])[:, 0]
-                means[side] = logps[row["prompt_len"] - 1 :].mean()
-                if side == "chosen":
-                    covered = logps if config.nll_scope == "prompt+response" else logps[row["prompt_len"] - 1 :]
-                    sequence_nll.append(-covered.mean())
-                    token_nll.append(-covered)
-            better = {"orpo": log_odds, "probability-ratio": lambda logp: logp}.get(config.objective)
-            margin = better(means["chosen"]) - better(means["rejected"]) if better else torch.tensor(torch.inf)
-            odds.append(-torch.log(torch.sigmoid(margin)))
-        nll = torch.cat(token_nll) if config.nll_reduction == "token" else torch.stack(sequence_nll)
-        return nll.mean() + config.lambda_ * torch.stack(odds).mean()
+        preference = _naive_pairs(model, table, config).mean()
+        if config.needs_reference or config.objective == "reward":
+            return preference
+        return _naive_nll(model, table, config) + config.lambda_ * preference
 
     return loss
 
@@ -252,10 +310,10 @@ def fast_loss() -> Callable[..., torch.Tensor]:
                 for tree in micro.trees
             ]
         batch = scorer.collate(data, trees, config.nll_scope)
-        logps = pair_sums(scorer(batch), batch)
+        sums = pair_sums(scorer(batch), batch)
         model.set_attn_implementation(own)
-        nll_tokens = data.nll_tokens(pairs, config.nll_scope)
-        pairs_logps = reduced(logps, config.nll_reduction, nll_tokens, len(data))
-        return OBJECTIVES[config.objective].loss(pairs_logps, config.lambda_).mean()
+        nll = NllMean(config.nll_reduction, data.nll_tokens(pairs, config.nll_scope), len(data))
+        logps = pair_logps(sums, batch, nll, kl=torch.tensor(torch.nan))
+        return OBJECTIVES[config.objective].loss(logps, config.lambda_).mean()
 
     return loss

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -180,7 +181,10 @@ def test_checking_the_head_leaves_the_model_as_it_was(make_model: Make) -> None:
 
 
 def test_pair_sums_by_hand() -> None:
-    """Prompt token -1, chosen -2 and -4, rejected -3. Means -3 and -3; the NLL covers 1 + 2 + 4 over 3 tokens."""
+    """Prompt token -1, chosen -2 and -4, rejected -3. Means -3 and -3; the NLL covers 1 + 2 + 4 over 3 tokens.
+
+    Two tokens were chosen and one rejected, whose unlikelihood is -log(1 - exp(-3)).
+    """
     batch = SimpleNamespace(
         segment=torch.tensor([0, 1, 1, 2]),
         segments=3,
@@ -189,7 +193,8 @@ def test_pair_sums_by_hand() -> None:
         rejected=torch.tensor([2]),
     )
     sums = pair_sums(torch.tensor([-1.0, -2.0, -4.0, -3.0]), batch)  # type: ignore[arg-type]
-    assert [value.tolist() for value in vars(sums).values()] == [[-3.0], [-3.0], [7.0], [3.0]]
+    expected = [-3.0, -3.0, 7.0, 3.0, 2.0, 1.0, -math.log(1 - math.exp(-3))]
+    assert [value.item() for value in vars(sums).values()] == pytest.approx(expected)
     batch.rejected = torch.tensor([], dtype=torch.long)
     assert pair_sums(torch.tensor([-1.0, -2.0, -4.0, -3.0]), batch).rejected.isnan().tolist() == [True]  # type: ignore[arg-type]
 

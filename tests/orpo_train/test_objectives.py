@@ -9,9 +9,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from orpo_train.config import TrainConfig
 from orpo_train.objectives import (
     LARGEST_LOGP,
+    OBJECTIVES,
+    PairLogps,
     bradley_terry_loss,
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
     log1mexp,
     log_odds,
     odds_ratio_loss,
@@ -149,3 +155,100 @@ def test_bradley_terry_is_finite_for_all_scores(better: float, worse: float) -> 
     assert loss.isfinite()
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
+
+
+# --- against a reference ----------------------------------------------------------------------------------------------
+
+
+def test_dpo_by_hand() -> None:
+    """beta 0.5, ratios log 9 and 0: the margin is log 3, so the loss is log(4/3), its slope -beta/4 and +beta/4."""
+    ratios = torch.tensor([math.log(9), 0.0], requires_grad=True)
+    loss = dpo_loss(ratios[:1], ratios[1:], beta=0.5).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(4 / 3))
+    torch.testing.assert_close(ratios.grad, torch.tensor([-0.125, 0.125]))
+
+
+def test_ipo_by_hand() -> None:
+    """tau 0.25 asks for a margin of 2; ratios 3 and 0 are one too far, which costs 1 and pulls back."""
+    ratios = torch.tensor([3.0, 0.0], requires_grad=True)
+    loss = ipo_loss(ratios[:1], ratios[1:], tau=0.25).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(1.0)
+    assert ratios.grad is not None
+    assert ratios.grad.tolist() == [2.0, -2.0]
+    assert ipo_loss(torch.tensor(2.0), torch.tensor(0.0), tau=0.25).item() == 0
+
+
+def test_ipo_takes_the_mean_over_tokens() -> None:
+    """Sums of 6 over 2 tokens and 4 over 4 are means of 3 and 1; tau 0.25 asks for a margin of 2, and there it is."""
+    pairs = _pairs(chosen_ratio=6.0, rejected_ratio=4.0, chosen_tokens=2.0, rejected_tokens=4.0)
+    assert OBJECTIVES["ipo"].loss(pairs, 0.25).item() == 0
+
+
+def test_kto_by_hand() -> None:
+    """beta 1, z_0 = 1. A desirable answer of ratio 1 + log 3 has the value 3/4 and costs 1/4; at the reference point an
+    answer costs 1/2 on either side; an undesirable one of ratio 1 - log 3 costs 1/4. A pair is the mean of its two."""
+    kl = torch.tensor(1.0)
+    assert kto_loss(torch.tensor(1 + math.log(3)), kl, 1.0, desirable=True).item() == pytest.approx(0.25)
+    assert kto_loss(torch.tensor(1.0), kl, 1.0, desirable=True).item() == 0.5
+    assert kto_loss(torch.tensor(1 - math.log(3)), kl, 1.0, desirable=False).item() == pytest.approx(0.25)
+    pairs = _pairs(chosen_ratio=1 + math.log(3), rejected_ratio=1.0, kl=1.0)
+    assert OBJECTIVES["kto"].loss(pairs, 1.0).item() == pytest.approx(0.375)
+
+
+def test_unlikelihood_by_hand() -> None:
+    """Rejected tokens of probability 1/2 and 3/4 cost -log(1/2) and -log(1/4), so log 2 and 2 log 2 before the mean."""
+    pairs = _pairs(nll=1.0, rejected_unlikelihood=1.5 * math.log(2))
+    assert OBJECTIVES["unlikelihood"].loss(pairs, 2.0).item() == pytest.approx(1 + 3 * math.log(2))
+
+
+def test_probability_ratio_by_hand() -> None:
+    """P 3/4 against 1/4: the ratio is 3, so sigmoid(log 3) = 3/4."""
+    pairs = _pairs(nll=1.0, chosen=math.log(3 / 4), rejected=math.log(1 / 4))
+    assert OBJECTIVES["probability-ratio"].loss(pairs, 0.5).item() == pytest.approx(1 + 0.5 * math.log(4 / 3))
+
+
+def _pairs(**values: float) -> PairLogps:
+    """One pair; what is not given is NaN, so that nothing but what is declared can be used."""
+    fields = dict.fromkeys(PairLogps.__dataclass_fields__, math.nan) | values
+    return PairLogps(**{name: torch.tensor([value]) for name, value in fields.items()})
+
+
+NEEDED = {
+    "orpo": ("nll", "chosen", "rejected"),
+    "sft": ("nll",),
+    "probability-ratio": ("nll", "chosen", "rejected"),
+    "unlikelihood": ("nll", "rejected_unlikelihood"),
+    "dpo": ("chosen_ratio", "rejected_ratio"),
+    "ipo": ("chosen_ratio", "rejected_ratio", "chosen_tokens", "rejected_tokens"),
+    "kto": ("chosen_ratio", "rejected_ratio", "kl"),
+    "reward": ("chosen", "rejected"),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("logp", [0.0, -1e-12, -1e4, -1e8])
+def test_every_objective_and_its_gradient_are_finite_at_the_extremes(name: str, logp: float) -> None:
+    """log P = 0 included, for both sides; and nothing is read that the objective has not declared to need."""
+    pairs = _pairs(
+        **dict.fromkeys(NEEDED[name], logp)
+        | {field: 3.0 for field in NEEDED[name] if field.endswith("tokens")}
+        | {field: -logp for field in NEEDED[name] if field in ("nll", "kl", "rejected_unlikelihood")}
+    )
+    for field in NEEDED[name]:
+        getattr(pairs, field).requires_grad_()
+    loss = OBJECTIVES[name].loss(pairs, 0.5)
+    loss.sum().backward()
+    assert loss.shape == (1,)
+    assert loss.isfinite().all()
+    for field in NEEDED[name]:
+        gradient = getattr(pairs, field).grad
+        assert gradient is None or gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_the_settings_say_of_an_objective_is_what_it_declares(name: str) -> None:
+    assert TrainConfig(model="m", objective=name).needs_reference is OBJECTIVES[name].needs_reference  # type: ignore[arg-type]
+    if OBJECTIVES[name].needs_kl:
+        assert OBJECTIVES[name].needs_reference

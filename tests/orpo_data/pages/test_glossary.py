@@ -3,12 +3,12 @@
 from orpo_data.manifest import read_manifest
 from orpo_data.pages.glossary import COLUMNS, MEANINGS, STEPS
 from orpo_data.pages.limits import NOT_LOOKED_FOR
-from orpo_data.schema import JUDGED, PAIRS, RATED, TOKENIZED
+from orpo_data.schema import JUDGED, PAIRS, RATED, REFERENCED
 from orpo_data.steps.clean import Clean
 
 
 def test_every_column():
-    assert set(COLUMNS) == {name for schema in (RATED, PAIRS, JUDGED, TOKENIZED) for name in schema.names}
+    assert set(COLUMNS) == {name for schema in (RATED, PAIRS, JUDGED, REFERENCED) for name in schema.names}
 
 
 def test_every_rule_of_the_cleaning():
