@@ -68,9 +68,16 @@ class Commands:
         self._process.stdout.readline()
 
     def start(
-        self, *arguments: object, below: Path | None = None, kill_at: int = 0, environment: dict[str, str] | None = None
+        self,
+        *arguments: object,
+        below: Path | None = None,
+        kill_at: int = 0,
+        fail_at: int = 0,
+        error: int = 0,
+        environment: dict[str, str] | None = None,
     ) -> Child:
-        """`below`: count what happens to files there, and die at the event `kill_at`."""
+        """`below`: count what happens to files there; die at the event `kill_at`, or `error` (an errno) from `fail_at`
+        on."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
         order = {
@@ -79,7 +86,8 @@ class Commands:
             "log": str(log),
             "folder": str(self._folder),
             "below": str(below) if below else "",
-            "kill_at": kill_at,
+            "at": kill_at or fail_at,
+            "error": error,
             "environment": environment or {},
         }
         return Child(self._ask(**order)["pid"], log, self._ask)

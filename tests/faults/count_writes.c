@@ -1,7 +1,9 @@
-/* Preloaded into a run under test: counts what it does to the files below one folder, and kills its process group at
- * the n-th of these events. A write is torn in the middle, everything else is not done any more. */
+/* Preloaded into a run under test: counts what it does to the files below one folder. At the n-th of these events it
+ * kills its process group: a write is torn in the middle, everything else is not done any more. Or, from there on, all
+ * that needs room (or, where the folder cannot be written, everything) fails with an error. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,10 +16,12 @@
 
 static char below[4096];
 static long last, events;
+static int fault;
 
-void arm(const char *folder, long kill_at) {
+void arm(const char *folder, long at, int error) {
     strncpy(below, folder, sizeof below - 1);
-    last = kill_at;
+    last = at;
+    fault = error;
 }
 
 long counted(void) { return events; }
@@ -40,43 +44,53 @@ static int owns(int file) {
     return readlink(place, path, sizeof path - 1) > 0 && is_below(path);
 }
 
-static int is_last(void) { return __atomic_add_fetch(&events, 1, __ATOMIC_SEQ_CST) == last; }
-
-static void end(void) {
-    kill(-getpgrp(), SIGKILL);
-    for (;;) pause();
+static int is_due(void) {
+    long event = __atomic_add_fetch(&events, 1, __ATOMIC_SEQ_CST);
+    return last && (event == last || (fault && event > last));
 }
 
+static int end(void) {
+    if (!fault) {
+        kill(-getpgrp(), SIGKILL);
+        for (;;) pause();
+    }
+    errno = fault;
+    return -1;
+}
+
+static int needs_room(void) { return fault == ENOSPC || fault == EDQUOT; }
+
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
-#define NAMED(at, path) if (names(at, path) && is_last()) end()
+#define NAMED(at, path) if (names(at, path) && is_due()) return end()
+#define REMOVED(at, path) if (names(at, path) && is_due() && !needs_room()) return end()
 
 ssize_t write(int file, const void *data, size_t size) {
     REAL(write);
-    if (owns(file) && is_last()) { real(file, data, size / 2); end(); }
+    if (owns(file) && is_due()) { if (!fault) real(file, data, size / 2); return end(); }
     return real(file, data, size);
 }
 
 ssize_t pwrite64(int file, const void *data, size_t size, off64_t at) {
     REAL(pwrite64);
-    if (owns(file) && is_last()) { real(file, data, size / 2, at); end(); }
+    if (owns(file) && is_due()) { if (!fault) real(file, data, size / 2, at); return end(); }
     return real(file, data, size, at);
 }
 
 ssize_t writev(int file, const struct iovec *parts, int count) {
     REAL(writev);
-    if (owns(file) && is_last()) { real(file, parts, count / 2); end(); }
+    if (owns(file) && is_due()) { if (!fault) real(file, parts, count / 2); return end(); }
     return real(file, parts, count);
 }
 
 ssize_t copy_file_range(int from, off64_t *a, int to, off64_t *b, size_t size, unsigned flags) {
     REAL(copy_file_range);
-    if (owns(to) && is_last()) { real(from, a, to, b, size / 2, flags); end(); }
+    if (owns(to) && is_due()) { if (!fault) real(from, a, to, b, size / 2, flags); return end(); }
     return real(from, a, to, b, size, flags);
 }
 
 int ftruncate64(int file, off64_t size) {
     REAL(ftruncate64);
-    if (owns(file) && is_last()) end();
+    if (owns(file) && is_due()) return end();
     return real(file, size);
 }
 
@@ -92,11 +106,11 @@ int linkat(int a, const char *from, int b, const char *to, int flags) {
     REAL(linkat); NAMED(b, to); return real(a, from, b, to, flags);
 }
 
-int unlink(const char *path) { REAL(unlink); NAMED(AT_FDCWD, path); return real(path); }
+int unlink(const char *path) { REAL(unlink); REMOVED(AT_FDCWD, path); return real(path); }
 
-int unlinkat(int at, const char *path, int flags) { REAL(unlinkat); NAMED(at, path); return real(at, path, flags); }
+int unlinkat(int at, const char *path, int flags) { REAL(unlinkat); REMOVED(at, path); return real(at, path, flags); }
 
-int rmdir(const char *path) { REAL(rmdir); NAMED(AT_FDCWD, path); return real(path); }
+int rmdir(const char *path) { REAL(rmdir); REMOVED(AT_FDCWD, path); return real(path); }
 
 int mkdir(const char *path, mode_t mode) { REAL(mkdir); NAMED(AT_FDCWD, path); return real(path, mode); }
 

@@ -22,7 +22,7 @@ def run(order: dict[str, Any]) -> int:
     sys.argv = ["orpo", *order["arguments"]]
     counter = ctypes.CDLL(None)
     if order["below"]:
-        counter.arm(os.fsencode(order["below"]), ctypes.c_long(order["kill_at"]))
+        counter.arm(os.fsencode(order["below"]), ctypes.c_long(order["at"]), order["error"])
     code = 0
     try:
         main()
