@@ -70,6 +70,8 @@ class Recorder:
             self._emit(RunState.FAIL, facets={"errorMessage": message})
 
     def start(self, inputs: Sequence[Input]) -> None:
+        if self._file.is_file():  # a run that goes on from one that was killed, perhaps inside a line
+            self._file.write_text("".join(line for line in self._file.open() if line.endswith("\n")))
         self._inputs = [self._input_dataset(item) for item in inputs]
         self._emit(RunState.START)
 

@@ -149,7 +149,9 @@ def append(file: Path, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
+    """The manifest goes first: what is removed in part opens no more."""
     if is_local(folder):
+        (folder / "_manifest.json").unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
     elif remote_sizes(folder):

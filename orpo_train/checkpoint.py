@@ -104,7 +104,7 @@ def _write(
     """The folder appears under its name when it is complete."""
     folder, work = root / name, root / f".{name}.partial"
     for left_over in (work, folder):
-        shutil.rmtree(left_over, ignore_errors=True)
+        _remove(left_over)
     work.mkdir(parents=True)
     for file, tensors in files.items():
         save_file(tensors, work / file)
@@ -123,10 +123,16 @@ def _text(state: dict[str, Any]) -> str:
 def prune(root: Path, keep: int, best_steps: set[int | None]) -> None:
     """Keep the latest `keep` checkpoints, and of the best weights those of the given steps."""
     for old in list_checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     for folder in root.glob(f"{BEST}-*"):
         if int(folder.name.split("-")[1]) not in best_steps:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The state goes first: what is removed in part is no checkpoint."""
+    (folder / STATE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def list_checkpoints(root: Path) -> list[Path]:

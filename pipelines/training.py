@@ -22,7 +22,7 @@ from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.history import lineage
 from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, MANIFEST_NAME, Input, Manifest, Shard, digest, read_manifest
-from orpo_data.places import file_sha256
+from orpo_data.places import file_sha256, remove_folder
 from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import check_file, list_files, opened_shards, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
@@ -233,7 +233,7 @@ def _commit(
     recorder.complete(manifest)
     commit_folder(work, output, manifest)
     for stale in output.parent.glob(f".{output.name}.*.partial"):
-        shutil.rmtree(stale)
+        remove_folder(stale)
 
 
 def save_tokenizer(chat: Chat, folder: Path) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -104,28 +105,33 @@ def _local_files(path: str, endings: tuple[str, ...]) -> list[RawFile] | None:
 
 def _remote_files(url: str, endings: tuple[str, ...]) -> list[RawFile]:
     """Copies in a temporary folder that goes with this process."""
+    from orpo_data.network import download, network_errors, persistently  # slow to import, and only needed here
+
     try:
         fs, root = url_to_fs(url)
-        single = root.partition("?")[0]  # a web address may end with a query, so "?" is no wildcard here
-        if WILDCARD.search(single):
-            base, found = _fixed_part(root), fs.glob(root)
-        elif not _ending(single, endings) and fs.isdir(root):
-            base, found = root, fs.find(root)
-        else:
-            if not fs.exists(root):
-                raise FileNotFoundError("no such file or folder")
-            _require_ending(single, endings)
-            base, found = single.rpartition("/")[0], [root]
+        base, found = persistently(root, lambda: _find_remote(fs, root, endings))
         names = [file.removeprefix(base).lstrip("/").partition("?")[0] for file in found]
         remote = [(name, file) for name, file in zip(names, found, strict=True) if _is_data(name, endings)]
         folder = Path(tempfile.mkdtemp(prefix="orpo-source-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         files = [RawFile(name, folder / str(i)) for i, (name, _) in enumerate(remote)]  # others' names make no paths
         for copy, (_, file) in zip(files, remote, strict=True):
-            fs.get_file(file, str(copy.path))
-    except (OSError, ValueError, ImportError) as error:
+            download(fs, file, copy.path)
+    except network_errors(OSError, ValueError, ImportError) as error:
         raise OrpoError(f"{url}: cannot be read: {_reason(error)}") from error
     return files
+
+
+def _find_remote(fs: Any, root: str, endings: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The folder that names are relative to, and every file that may be one of data."""
+    single = root.partition("?")[0]  # a web address may end with a query, so "?" is no wildcard here
+    if WILDCARD.search(single):
+        return _fixed_part(root), fs.glob(root)
+    kind = fs.info(root)["type"]  # unlike exists and isdir it tells a fault from an absence
+    if not _ending(single, endings) and (kind == "directory" or fs.isdir(root)):
+        return root, fs.find(root)
+    _require_ending(single, endings)
+    return single.rpartition("/")[0], [root]
 
 
 def _hub_files(

@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, commands: Any, recipe_yaml: 
 
 
 def train(recipe: Path, root: Path) -> list[object]:
-    return ["train", recipe, "--dataset", root / "run/tokenize", "-o", root / "run/model"]
+    return ["train", recipe, "--dataset", root / "run/tokenize", "-o", root / "run"]
 
 
 def shards(root: Path) -> dict[str, bytes]:

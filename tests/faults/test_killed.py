@@ -6,6 +6,7 @@ removal or a new file does not happen any more), or at a random time.
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -36,18 +37,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory, commands: Any, recipe_yaml: 
 
 
 def train(recipe: Path, root: Path) -> list[object]:
-    return ["train", recipe, "--dataset", root / "run/tokenize", "-o", root / "run/model"]
+    return ["train", recipe, "--dataset", root / "run/tokenize", "-o", root / "run"]
 
 
 def contents(root: Path) -> dict[str, Any]:
     """Every file below a folder; of lineage and manifests what does not follow from the clock and the place."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): _content(path, root) for path in files}
+    return {path.relative_to(root).as_posix(): _content(path) for path in files}
 
 
-def _content(path: Path, root: Path) -> Any:
+def _content(path: Path) -> Any:
     if path.name == EVENTS_NAME:
-        return _events(path, root)
+        return _events(path)
     if path.name == MANIFEST_NAME:
         document = json.loads(path.read_text())
         del document["checksum"], document["files"][EVENTS_NAME]
@@ -55,9 +56,9 @@ def _content(path: Path, root: Path) -> Any:
     return path.read_bytes()
 
 
-def _events(path: Path, root: Path) -> list[Any]:
+def _events(path: Path) -> list[Any]:
     """Of the last run; runs before it were killed, so only their beginning is on record."""
-    events = [json.loads(line.replace(str(root), "ROOT")) for line in path.read_text().splitlines()]
+    events = [json.loads(re.sub(r'"/[^"]*?/run/', '"ROOT/run/', line)) for line in path.read_text().splitlines()]
     run = events[-1]["run"]["runId"]
     before = [event for event in events if event["run"]["runId"] != run]
     assert all(event["eventType"] == "START" for event in before)

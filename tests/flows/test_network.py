@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import pytest
 from prefect.states import Failed
 
-from flows.network import is_network_fault, retry_on_network_fault
+from flows.network import retry_on_network_fault
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.network import is_network_fault
 
 
 class StatusError(OSError):

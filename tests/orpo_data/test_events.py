@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from orpo_data.errors import OrpoError
+from orpo_data.events import EVENTS_NAME, Recorder
 from orpo_data.manifest import read_manifest
 from pipelines import stages
 
@@ -152,3 +153,15 @@ def test_a_server_that_does_not_answer_costs_a_warning(
     stages.clean(prepared / "binarize", make_recipe(), tmp_path / "clean")
     assert caplog.text.count("lineage event not delivered") == 2
     assert len(read_events(tmp_path / "clean" / "_lineage.ndjson")) == 2
+
+
+def test_a_line_that_a_kill_tore_is_dropped(tmp_path: Path) -> None:
+    """A run that goes on writes behind whole lines, or nobody could read the file."""
+    for _ in range(2):
+        recorder = Recorder("job", "train", tmp_path, tmp_path / "out")
+        recorder.start([])
+    with (tmp_path / EVENTS_NAME).open("a") as file:
+        file.write('{"eventTime": "20')
+    Recorder("job", "train", tmp_path, tmp_path / "out").start([])
+    lines = (tmp_path / EVENTS_NAME).read_text().splitlines()
+    assert [json.loads(line)["eventType"] for line in lines] == ["START"] * 3
