@@ -115,7 +115,21 @@ class ShardWriter:
 
 def canonical(table: pa.Table) -> pa.Table:
     """The same rows in one batch of fresh, unsliced buffers: their bytes in a file follow from the rows alone."""
-    return table.take(pa.array(np.arange(len(table)))).combine_chunks()
+    return pa.table([_copied(column) for column in table.columns], schema=table.schema)
+
+
+def _copied(column: pa.ChunkedArray) -> pa.Array:
+    copy = pa.concat_arrays([*column.chunks, pa.array([], column.type)])  # two at least, or there is no copy
+    return copy.take(pa.array(np.arange(len(copy)))) if _has_nulls(copy) else copy  # not what lies under a null
+
+
+def _has_nulls(column: pa.Array) -> bool:
+    """At any depth."""
+    if column.null_count:
+        return True
+    if pa.types.is_list(column.type):
+        return _has_nulls(column.flatten())
+    return pa.types.is_struct(column.type) and any(map(_has_nulls, column.flatten()))
 
 
 def _count_tokens(rows: pa.Table) -> int:
