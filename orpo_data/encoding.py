@@ -90,7 +90,7 @@ class Encoder:
     def _encode_pieces(self, pieces: pa.StringArray) -> pa.ListArray:
         """As `_encode_whole`, which has a price for each text."""
         joins = self._joins(pieces)
-        joined = self._encode_joined(pieces.filter(pa.array(joins)).to_pylist())
+        joined = self._encode_joined(pieces.filter(pa.array(joins)))
         others = self._encode_whole(pieces.filter(pa.array(~joins)).to_pylist())
         order = np.argsort(np.concatenate([np.flatnonzero(joins), np.flatnonzero(~joins)]))
         return pa.concat_arrays([joined, others]).take(pa.array(order))
@@ -101,26 +101,24 @@ class Encoder:
         And whose bytes have a token each, so that the tokens of a piece are as long as it is.
         """
         assert self._pairs is not None
-        names = pieces.to_pylist()
-        whole, _ = cut(pa.array([_joined(names) + _FILLER], pa.string()), self._pairs)
-        ends = np.cumsum([len(_FILLER) + len(name.encode()) for name in names])
-        known = bytes(np.flatnonzero(self._has_token).tolist())
-        spelled = np.array([not name.encode().translate(None, known) for name in names], np.bool_)
-        starts = np.concatenate([[0], ends[:-1]]) + len(_FILLER)
-        bounds = np.frombuffer(whole.buffers()[1], np.int32)
-        return spelled & np.isin(starts, bounds) & np.isin(ends, bounds)
+        text = "".join(_joined(pieces)) + _FILLER
+        whole, _ = cut(pa.array([text], pa.string()), self._pairs)
+        starts, ends = _bounds(pieces)
+        can_part = np.zeros(len(text.encode()) + 1, np.bool_)
+        can_part[np.frombuffer(whole.buffers()[1], np.int32)] = True
+        strange = np.cumsum(np.append(False, ~self._has_token[np.frombuffer(text.encode(), np.uint8)]))
+        found: npt.NDArray[np.bool_] = can_part[starts] & can_part[ends] & (strange[starts] == strange[ends])
+        return found
 
-    def _encode_joined(self, pieces: list[str]) -> pa.ListArray:
+    def _encode_joined(self, pieces: pa.StringArray) -> pa.ListArray:
         """Pieces that join; they are encoded one by one after all if their ends are no ends of tokens."""
-        if not pieces:
+        if not len(pieces):
             return _NOTHING.ids
-        texts = [_joined(pieces[start : start + _TOGETHER]) for start in range(0, len(pieces), _TOGETHER)]
-        ids = self._encode_whole(texts).values.to_numpy()
-        sizes = np.array([[len(_FILLER), len(piece.encode())] for piece in pieces])
-        ends, token_ends = np.cumsum(sizes), np.cumsum(self._token_sizes[ids])
+        ids = self._encode_whole(_joined(pieces)).values.to_numpy()
+        ends, token_ends = np.stack(_bounds(pieces), axis=1).ravel(), np.cumsum(self._token_sizes[ids])
         places = np.searchsorted(token_ends, ends)
         if token_ends[-1] != ends[-1] or (token_ends[places] != ends).any():
-            return self._encode_whole(pieces)
+            return self._encode_whole(pieces.to_pylist())
         offsets = pa.array(np.concatenate([[0], places + 1]), pa.int32())
         both = pa.ListArray.from_arrays(offsets, pa.array(ids))
         return both.take(pa.array(np.arange(1, len(both), 2)))
@@ -154,5 +152,15 @@ class Encoder:
             )
 
 
-def _joined(pieces: list[str]) -> str:
-    return "".join([_FILLER + piece for piece in pieces])
+def _joined(pieces: pa.StringArray) -> list[str]:
+    """Texts of so many pieces each, every one behind a filler."""
+    texts = pieces.to_pylist()
+    parts = (texts[start : start + _TOGETHER] for start in range(0, len(texts), _TOGETHER))
+    return [_FILLER + _FILLER.join(part) for part in parts]
+
+
+def _bounds(pieces: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each piece begins and ends in these texts, one behind the other, in bytes."""
+    sizes = pc.binary_length(pieces).to_numpy().astype(np.int64)
+    ends = np.cumsum(sizes + len(_FILLER))
+    return ends - sizes, ends

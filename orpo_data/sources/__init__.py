@@ -22,6 +22,7 @@ class Source:
     schema: pa.Schema  # RATED or PAIRS
     exclude: tuple[str, ...]  # globs of file names that are never read
     columns: Mapping[str, tuple[str, ...]]  # our name of a column -> the upstream's names for it, tried in turn
+    only_strings: bool  # an ordinary record has just these columns, each a string; `rows` takes them as fields
     parse: Callable[[Any, Mapping[str, str]], dict[str, Any]]
     """From one JSON value, and the names of columns that differ from `columns`, to the content columns of a row (all
     but id and origin). Raises Unparsable where the value is not what the source promises, and nothing else."""
@@ -32,7 +33,7 @@ class Source:
 
 
 SOURCES = {
-    name: Source(kind.SCHEMA, kind.EXCLUDE, kind.COLUMNS, kind.parse, kind.fields, kind.rows)
+    name: Source(kind.SCHEMA, kind.EXCLUDE, kind.COLUMNS, kind.ONLY_STRINGS, kind.parse, kind.fields, kind.rows)
     for name, kind in (("ultrafeedback", ultrafeedback), ("hh-rlhf", hh_rlhf), ("pairs", pairs))
 }
 

@@ -26,7 +26,7 @@ ROLE_NAMES = ("user", "assistant", "system")  # Turns hold their places here
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-Fields = Mapping[str, list[Any]]
+Fields = Mapping[str, list[Any] | pa.StringArray]
 """What a source needs of its records, by names of its own: some have a value for each record, some for each turn."""
 
 
@@ -57,10 +57,12 @@ def get(objects: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
 
 def join(pieces: Sequence[Fields]) -> Fields:
     """One piece after the other."""
+    if len(pieces) == 1:
+        return pieces[0]
     return {name: [*chain.from_iterable(piece[name] for piece in pieces)] for name in pieces[0]}
 
 
-def texts(values: Sequence[str | None]) -> pl.Series:
+def texts(values: Sequence[str | None] | pa.StringArray) -> pl.Series:
     return pl.Series(values, dtype=pl.String)
 
 

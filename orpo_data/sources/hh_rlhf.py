@@ -14,6 +14,7 @@ from orpo_data.sources.record import Record, Turn, Unparsable, excerpt, split_tu
 SCHEMA = PAIRS
 EXCLUDE = ("**/red-team-attempts/**", "**/red[-_]team[-_]attempts*")  # dialogues with ratings, no preferences
 COLUMNS = {"chosen": ("chosen",), "rejected": ("rejected",)}
+ONLY_STRINGS = True
 
 LABEL = re.compile(r"\n\r?\n(Human|Hum|Assistant):")  # "Hum:" is a typo that occurs upstream
 ROLES = {"Human": "user", "Hum": "user", "Assistant": "assistant"}
@@ -106,7 +107,7 @@ def fields(records: Sequence[Any], columns: Mapping[str, str]) -> Fields:
 
 def rows(fields: Fields) -> Rows:
     """`parse` for many."""
-    turns, odd = turns_of_many(texts(fields["chosen"] + fields["rejected"]))
+    turns, odd = turns_of_many(pl.concat([texts(fields["chosen"]), texts(fields["rejected"])]))
     count = len(fields["chosen"])
     prompt, chosen, rejected = split_turns_of_many(turns.rows(slice(count)), turns.rows(slice(count, None)))
     sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}

@@ -1,7 +1,7 @@
 """Records out of JSON text: lines, one record each, or one array."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 from isal import igzip, isal_zlib  # gzip, three times as fast
 
 CompressionError: Any = isal_zlib.error  # its stub takes the class for an instance
@@ -88,3 +89,31 @@ def record_table(records: pa.Array, first: int) -> pa.Table:
     table = pa.table({"source_row": rows, "record": records.cast(pa.string())})
     blank = pc.equal(records, "")
     return table.filter(pc.invert(blank)) if pc.any(blank).as_py() else table
+
+
+def string_columns(records: pa.StringArray, names: Sequence[str]) -> list[pa.StringArray] | None:
+    """The fields `names` of JSON objects that have just these, all of them strings; None if one record differs.
+
+    No object for a record or a string, and other threads run meanwhile. Arrow reads one value after the other, wherever
+    it ends. Where every record begins with a brace and ends with one, no value goes on in the next record: a string
+    would hold the line break between them, and outside of strings no JSON has "}" before "{". So as many values as
+    there are records are one for each.
+    """
+    lines = pc.binary_join_element_wise(records, "", "\n")
+    offsets = np.frombuffer(lines.buffers()[1], np.int32)[: len(lines) + 1]
+    data = np.frombuffer(lines.buffers()[2] or b"", np.uint8)
+    first, last = offsets[:-1], offsets[1:] - 2
+    if not ((last > first).all() and (data[first] == ord("{")).all() and (data[last] == ord("}")).all()):
+        return None
+    schema = pa.schema([(name, pa.string()) for name in names])
+    try:
+        table = pyarrow.json.read_json(
+            pa.BufferReader(data),
+            pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if len(table) != len(records) or any(column.null_count for column in table.columns):
+        return None
+    return [column.combine_chunks() for column in table.columns]

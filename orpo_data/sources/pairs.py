@@ -45,6 +45,7 @@ COLUMNS = {
     "model_rejected": ("model_rejected", "rejected-model", "rejected_model"),
     "subset": ("subset",),
 }
+ONLY_STRINGS = False
 TEXTS, NUMBERS = ("system", "model_chosen", "model_rejected", "subset"), ("score_chosen", "score_rejected")
 
 ROLES = {

@@ -27,6 +27,7 @@ from orpo_data.sources.record import Record, Unparsable, excerpt, json_name, num
 SCHEMA = RATED
 EXCLUDE: tuple[str, ...] = ()
 COLUMNS = {"instruction": ("instruction",), "completions": ("completions",), "subset": ("source",)}
+ONLY_STRINGS = False
 
 NOT_RATED = ("", "N/A")
 ASPECT_SCALE = (1, 5)

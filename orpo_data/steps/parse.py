@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from orpo_data.schema import DROPPED, MESSAGE, MESSAGES, ORIGIN, row_id, row_ids
 from orpo_data.sources import SOURCES, Diverging, Source, check_settings
 from orpo_data.sources.columns import Bools, Fields, Ints, Odd, Rows, join
-from orpo_data.sources.json_text import NOT_UTF8
+from orpo_data.sources.json_text import NOT_UTF8, string_columns
 from orpo_data.sources.record import Turn, Unparsable, first_answers
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
@@ -58,7 +58,7 @@ class Parse(Step):
     def _by_columns(self, table: pa.Table) -> tuple[pa.Table, Ints]:
         """The rows of ordinary records, and the places of the other records."""
         source = SOURCES[self.dataset]
-        pieces, odd = self._fields(table["record"].cast(pa.binary()).to_pylist())
+        pieces, odd = self._fields(table["record"].combine_chunks())
         if not pieces:
             return source.schema.empty_table(), np.flatnonzero(odd)
         rows = source.rows(join(pieces))
@@ -70,9 +70,12 @@ class Parse(Step):
             table = table.filter(pa.array(~odd))
         return _ordinary_table(source, columns, table), np.flatnonzero(odd)
 
-    def _fields(self, records: Sequence[bytes]) -> tuple[list[Fields], Bools]:
+    def _fields(self, texts: pa.StringArray) -> tuple[list[Fields], Bools]:
         """Piece by piece, and which records are in none of them: one odd record costs a few others."""
-        source, odd = SOURCES[self.dataset], np.zeros(len(records), np.bool_)
+        source, odd = SOURCES[self.dataset], np.zeros(len(texts), np.bool_)
+        if whole := self._strings(texts):
+            return [whole], odd
+        records = texts.cast(pa.binary()).to_pylist()
         pieces, spans = [], [(start, start + PIECE) for start in range(0, len(records), PIECE)][::-1]
         while spans:
             start, stop = spans.pop()
@@ -85,6 +88,15 @@ class Parse(Step):
                     middle = (start + stop) // 2
                     spans += (middle, stop), (start, middle)
         return pieces, odd
+
+    def _strings(self, records: pa.StringArray) -> Fields | None:
+        """The fields of all records, if they are just a source's columns."""
+        source = SOURCES[self.dataset]
+        names = [self.columns.get(name, first) for name, (first, *_) in source.columns.items()]
+        if not source.only_strings or len({*names}) < len(names) or any("." in name for name in names):
+            return None
+        columns = string_columns(records, names)
+        return dict(zip(source.columns, columns, strict=True)) if columns else None
 
     def _parted(self, rows: Rows) -> Bools:
         """Whether `_cut_diverging` has to look at a row."""
