@@ -23,6 +23,7 @@ from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import check_file, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
+from orpo_train.checkpoint import METRICS_NAME
 from orpo_train.config import TrainConfig
 from orpo_train.evaluate import evaluate, load_tokenizer
 from orpo_train.reward import is_reward_model
@@ -116,6 +117,7 @@ def _evaluate_model(
                 )
             result |= judged | {
                 "dataset": data.fingerprint[:12],
+                "training": _evaluations(model_dir),
                 "samples": with_texts(result["samples"], dataset, data),
             }
             (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -163,6 +165,13 @@ def _models_to_judge(model_dir: Path, base: Path | None, judge: JudgeConfig) -> 
 def _further_folders(judge: JudgeConfig | None) -> list[Path]:
     """Models that judging reads beside the one that is judged and its base."""
     return [Path(folder) for name in FOLDERS if judge and (folder := getattr(judge, name))]
+
+
+def _evaluations(model_dir: Path) -> list[dict[str, Any]]:
+    """What training measured on the held-out pairs on its way; nothing of a model trained elsewhere."""
+    file = model_dir / METRICS_NAME
+    lines = map(json.loads, file.read_text("utf-8").splitlines()) if file.is_file() else ()
+    return [line for line in lines if "eval/loss" in line]
 
 
 def with_texts(samples: list[dict[str, Any]], dataset: Path, data: Manifest) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The page of an evaluation: a model on held-out pairs, before and after training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from orpo_data.pages.charts import Histogram, value_histogram
 from orpo_data.pages.judged import judged_view
+from orpo_data.pages.lines import LineChart, line_chart
 from orpo_data.pages.render import render
 
 METRICS = {  # name -> label, what it is, and whether more (+1) or less (-1) is better
@@ -61,6 +62,7 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
     `result` has model, base_model (or None), dataset and pairs; `before` (or None) and `after`, each metric -> value;
     `per_pair` with before_margin (or None) and after_margin, the log odds of chosen over rejected for each pair; and
     `samples` of prompt, chosen, before (or None) and after.
+    `training`, if there, are the evaluations during the run, lines of its metrics.jsonl.
     `judge`, if there, is what a reward model said of answers (see pages/judged.py).
     A reward model's result has `kind` reward; its margins are those of scores, and `calibration` has bins of pairs,
     confidence and accuracy.
@@ -79,6 +81,7 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
         unit="score" if known is REWARD_METRICS else "log odds",
         flips=_flips(before, after) if before is not None else None,
         ratios=_ratios(result["per_pair"]),
+        courses=_courses(result.get("training") or []),
         judged=judged_view(result["judge"]) if "judge" in result else None,
     )
 
@@ -109,3 +112,23 @@ def _ratios(per_pair: Mapping[str, Any]) -> Histogram | None:
         return None
     odds, probability = per_pair["after_margin"], per_pair["after_probability_ratio"]
     return value_histogram({"log odds ratio": odds, "log probability ratio": probability})
+
+
+COURSES = {
+    "Log probability of a token": {"chosen": "eval/logps/chosen", "rejected": "eval/logps/rejected"},
+    "Log odds ratio": {"chosen over rejected": "eval/log_odds_chosen"},
+    "Score": {"chosen": "eval/rewards/chosen", "rejected": "eval/rewards/rejected"},
+}
+
+
+def _courses(lines: Sequence[Mapping[str, Any]]) -> dict[str, LineChart]:
+    """Curves over optimizer steps; scores are drawn where there are no log probabilities."""
+    charts: dict[str, LineChart] = {}
+    for title, metrics in COURSES.items():
+        series = {
+            name: [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
+            for name, metric in metrics.items()
+        }
+        if (chart := line_chart(series)) and not (title == "Score" and charts):
+            charts[title] = chart
+    return charts

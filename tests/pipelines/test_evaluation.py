@@ -210,3 +210,12 @@ def test_evaluate_command(orpo, trained, prepared, tmp_path):
     assert all(name in text.out for name in METRICS)
     assert f"{told['log_odds_ratio']:.4f}" in text.out
     assert str(tmp_path / "e" / "report.html") in text.out
+
+
+def test_courses_are_those_of_the_run(evaluated, trained, tiny_model_dir, prepared, tmp_path):
+    lines = [json.loads(line) for line in (trained.path / "metrics.jsonl").read_text().splitlines()]
+    expected = [line for line in lines if "eval/loss" in line]
+    assert expected
+    assert evaluated.result["training"] == expected
+    foreign = evaluate_model(tiny_model_dir, prepared / "tokenize", tmp_path / "e", SETTINGS)
+    assert foreign.result["training"] == []

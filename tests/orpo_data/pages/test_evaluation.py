@@ -52,3 +52,29 @@ def test_evaluation_without_samples_or_finite_margins():
     page = evaluation_page(result)
     assert "<svg" not in page
     assert "Sample answers" not in page
+
+
+def test_courses_over_the_training(read_page):
+    lines = [
+        {
+            "step": step,
+            "eval/logps/chosen": -3.0 + step,
+            "eval/logps/rejected": -3.0,
+            "eval/log_odds_chosen": 0.1 * step,
+        }
+        for step in (0, 1)
+    ]
+    page = evaluation_page({**evaluation(), "training": lines})
+    assert "Over the training Log probability of a token" in read_page(page).words
+    assert page.count('class="curve c-chosen"') == page.count('class="curve c-rejected"') == 1
+    assert page.count('class="curve c-after"') == 1
+    assert "Over the training" not in evaluation_page(evaluation())
+
+
+def test_scores_are_drawn_where_there_are_no_log_probabilities(read_page):
+    """TRL's implicit rewards of a language model are its log-probabilities over again."""
+    rewards = {"eval/rewards/chosen": 0.5, "eval/rewards/rejected": 0.1}
+    reward_model = evaluation_page({**evaluation(), "training": [{"step": 1, **rewards}]})
+    assert "Score" in read_page(reward_model).words
+    language_model = evaluation_page({**evaluation(), "training": [{"step": 1, "eval/logps/chosen": -1.0, **rewards}]})
+    assert "Score" not in read_page(language_model).words
