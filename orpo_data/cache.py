@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from orpo_data.errors import OrpoError
-from orpo_data.places import copy, file_sha256, is_local, send, storage
+from orpo_data.places import copy, file_sha256, is_local, send, storage, without_secrets
 
 R = TypeVar("R")
 
@@ -41,35 +41,42 @@ def fetch(file: Path, sha256: str) -> Path:
 
     Processes that want the same file at a time download it once. OrpoError if its bytes are others.
     """
-    if is_local(file):
-        return file
+    return file if is_local(file) else fetch_from(*storage(file), sha256)
+
+
+def fetch_from(fs: Any, name: str, sha256: str) -> Path:
+    """As `fetch`, of what a file system of fsspec calls `name`."""
     here = cached(sha256)
     if not here.is_file():
         here.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{here}.lock"):
             if not here.is_file():
-                _keep(download(file), sha256, file)
+                new = download(fs, name)
+                if file_sha256(new) != sha256:
+                    new.unlink()
+                    raise OrpoError(f"{without_secrets(name)}: its bytes changed, its sha256 is not the one on record")
+                os.replace(new, here)
     return here
 
 
-def download(file: Path) -> Path:
-    """A new local copy of a file on a storage."""
-    fs, name = storage(file)
-    here = scratch_file()
+def bring(fs: Any, name: str) -> Path:
+    """The file as it is now, in the cache."""
+    new = download(fs, name)
+    here = cached(file_sha256(new))
+    here.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(new, here)
+    return here
+
+
+def download(fs: Any, name: str) -> Path:
+    """A new local copy of a file of a storage."""
+    new = scratch_file()
     try:
-        fs.get_file(name, str(here))
+        fs.get_file(name, str(new))
     except BaseException:
-        here.unlink()
+        new.unlink()
         raise
-    return here
-
-
-def _keep(here: Path, sha256: str, file: Path) -> None:
-    """Move a download into the cache, if it is what was asked for."""
-    if file_sha256(here) != sha256:
-        here.unlink()
-        raise OrpoError(f"{file}: its bytes changed since it was written (its sha256 is not the one on record)")
-    os.replace(here, cached(sha256))
+    return new
 
 
 def fetch_ahead(files: Iterable[tuple[Path, str]], ahead: int = TRANSFERS) -> Iterator[Path]:

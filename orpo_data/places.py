@@ -10,6 +10,7 @@ import os
 import posixpath
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -52,6 +53,27 @@ def public_url(url: str) -> str:
     """A URL without user, password, query and fragment."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+
+
+def redacted(text: str, url: str) -> str:
+    """`text` on one line, without what only the owner of the address `url` may know."""
+    parts = urlsplit(url)
+    text = " ".join(text.split()).replace(url, public_url(url))
+    for secret in filter(None, (parts.password, parts.query, parts.username)):
+        text = text.replace(secret, "***")
+    return text
+
+
+def without_secrets(value: Any) -> Any:
+    """Settings whose addresses hold neither passwords nor signatures."""
+    if isinstance(value, Mapping):
+        return {name: without_secrets(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item) for item in value]
+    if isinstance(value, str) and "://" in value:
+        parts = urlsplit(value)
+        return public_url(value) if parts.username or parts.password or parts.query else value
+    return value
 
 
 def is_local(path: Path) -> bool:

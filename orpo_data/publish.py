@@ -5,12 +5,9 @@ beside them, and a manifest over all of it, so that whoever fetches it can verif
 """
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 import polars as pl
@@ -18,9 +15,9 @@ import polars as pl
 from orpo_data.croissant import CROISSANT_NAME, croissant
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from orpo_data.pages.upstream import public_place, sources_of
+from orpo_data.pages.upstream import sources_of
 from orpo_data.parquet import write_parquet
-from orpo_data.places import as_path, file_sha256
+from orpo_data.places import as_path, file_sha256, without_secrets
 from orpo_data.shards import scan
 from orpo_data.targets import FolderTarget, Target, find_target
 from orpo_data.verification import verify
@@ -84,15 +81,3 @@ def _export(folder: Path, manifest: Manifest, target: Target, published: date, s
     metadata = croissant(manifest, files, sources_of(manifest, labels), target.url, published)
     (scratch / CROISSANT_NAME).write_bytes(orjson.dumps(metadata, option=orjson.OPT_INDENT_2) + b"\n")
     return {name: scratch / name for name in (*(file.path for file in files), CROISSANT_NAME)}
-
-
-def without_secrets(value: Any) -> Any:
-    """A recipe whose addresses hold neither passwords nor signatures."""
-    if isinstance(value, Mapping):
-        return {name: without_secrets(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(item) for item in value]
-    if isinstance(value, str) and "://" in value:
-        parts = urlsplit(value)
-        return public_place(value) if parts.username or parts.password or parts.query else value
-    return value

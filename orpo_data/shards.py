@@ -15,7 +15,7 @@ import pyarrow as pa
 from orpo_data.cache import download, fetch, fetch_ahead
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
-from orpo_data.places import as_path, file_names, file_sha256, is_local, remote_sizes
+from orpo_data.places import as_path, file_names, file_sha256, is_local, remote_sizes, storage
 
 if TYPE_CHECKING:
     import datasets
@@ -40,7 +40,7 @@ def open_shard(path: Path, sha256: str | None = None) -> pa.Table:
 
     From a storage it is downloaded: into the cache if its `sha256` is known, else for as long as the table lives.
     """
-    here = path if is_local(path) else fetch(path, sha256) if sha256 else download(path)
+    here = path if is_local(path) else fetch(path, sha256) if sha256 else download(*storage(path))
     try:
         return pa.ipc.open_stream(pa.memory_map(str(here))).read_all()
     except (OSError, pa.ArrowInvalid) as error:

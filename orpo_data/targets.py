@@ -14,8 +14,7 @@ from orpo_data.errors import OrpoError, UsageError
 from orpo_data.folders import commit_folder, refuse_foreign_files, refuse_foreign_folder
 from orpo_data.locking import writing
 from orpo_data.manifest import MANIFEST_NAME, Manifest
-from orpo_data.pages.upstream import public_place
-from orpo_data.places import remove_folder
+from orpo_data.places import public_url, redacted, remove_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_OWN_FILES = {".gitattributes", "README.md"}
@@ -88,11 +87,11 @@ class UrlTarget:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
-        self.url = public_place(url)
+        self.url = public_url(url)
         try:
             self.fs, self.root = url_to_fs(url)
         except (ValueError, ImportError) as error:
-            raise UsageError(f"--to {self.url}: {self._redacted(error, url)}") from None
+            raise UsageError(f"--to {self.url}: {redacted(str(error), url)}") from None
         self._secret_url = url
 
     def put(self, files: Mapping[str, Path], manifest: Manifest) -> list[str]:
@@ -101,7 +100,7 @@ class UrlTarget:
         except NotImplementedError:
             raise OrpoError(f"{self.url}: can only be read; choose another place") from None
         except OSError as error:
-            reason = self._redacted(error, self._secret_url)
+            reason = redacted(str(error), self._secret_url)
             raise OrpoError(f"{self.url}: not everything arrived ({reason}); push again to finish") from None
 
     def _put(self, files: Mapping[str, Path]) -> list[str]:
@@ -134,15 +133,6 @@ class UrlTarget:
 
     def _at(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
-
-    @staticmethod
-    def _redacted(error: Exception, url: str) -> str:
-        """What went wrong, without what only the owner of the address may know."""
-        parts = urlsplit(url)
-        text = " ".join(str(error).split()).replace(url, public_place(url))
-        for secret in filter(None, (parts.password, parts.query, parts.username)):
-            text = text.replace(secret, "***")
-        return text
 
 
 class HubTarget:

@@ -16,6 +16,7 @@ from orpo_data.errors import OrpoError
 from orpo_data.locking import writing
 from orpo_data.manifest import Input, digest, read_manifest
 from orpo_data.parts import RunParts, ShardPart
+from orpo_data.places import without_secrets
 from orpo_data.schema import JUDGED, PAIRS, TOKENIZED
 from orpo_data.sources import SOURCES, require_columns
 from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
@@ -122,7 +123,7 @@ def _run(
             branches,
             splits=splits,
             seed=seed,
-            recipe=recipe.resolved(),
+            recipe=without_secrets(recipe.resolved()),
             job=recipe.name,
             progress=lambda rows: progress(stage, rows),
             review=reviewer(recipe.drift, output) if recipe.drift else None,
@@ -162,7 +163,7 @@ class RawPart:
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         """OrpoError if the first readable record lacks a column."""
         checked = False
-        for table in read_records(self.file, self.source.label, batch_rows):
+        for table in read_records(self.file.here(self.digest), self.source.label, batch_rows):
             checked = checked or any(
                 require_columns(self.source.dataset, record.as_py(), self.source.columns, self.file.name)
                 for record in table["record"]

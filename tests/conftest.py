@@ -3,7 +3,12 @@
 import hashlib
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +76,44 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder of this machine, then one of a storage."""
     folder: Path = tmp_path if request.param == "local" else request.getfixturevalue("memory")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server: a process of its own on this machine, gone with the tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a bucket of its own, and in the environment what a client needs; with a cache of its own."""
+    from orpo_data.places import as_path, storage
+
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**credentials, "AWS_ENDPOINT_URL": s3_server, "ORPO_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    bucket = as_path(f"s3://bucket-{tmp_path.name.replace('_', '-').lower()[-40:]}")
+    fs, name = storage(bucket)
+    fs.clear_instance_cache()  # one made for another server
+    fs, name = storage(as_path(str(bucket)))
+    fs.mkdir(name)
+    return bucket / "run"
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from orpo_data.manifest import Manifest
+from orpo_data.places import public_url
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ def sources_of(manifest: Manifest, labels: Iterable[str | None]) -> list[SourceO
 def public_place(path: str) -> str:
     """Where data came from, for others to read: no folder of one's own machine, no password, no signed address."""
     if "://" in path:
-        parts = urlsplit(path)
-        return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+        return public_url(path)
     local = path.startswith(("/", ".", "~")) or "\\" in path or path.count("/") > 1
     return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if local else path
 

@@ -1,12 +1,10 @@
 """From a recipe's `path` to raw records: find the files, bring them here, read them piece by piece."""
 
-import atexit
 import glob
 import re
-import shutil
-import tempfile
+import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
+from orpo_data.cache import bring, fetch_from, side_by_side
 from orpo_data.errors import OrpoError
-from orpo_data.places import file_sha256
+from orpo_data.places import file_sha256, public_url, redacted, without_secrets
 from orpo_data.schema import RAW
 from orpo_data.sources.json_text import CompressionError, json_records
 from orpo_data.sources.tables import table_records
@@ -36,7 +35,19 @@ class RawFile:
     """One file of a source."""
 
     name: str  # relative to the source's path, with forward slashes
-    path: Path  # where it lies on this machine
+    path: Path  # where it lies on the machine that found it
+    remote: tuple[Any, str] | None = field(default=None, compare=False, repr=False)
+    """Where any machine gets it, if it was not here from the beginning: a file system of fsspec and a name there."""
+
+    def here(self, sha256: str) -> "RawFile":
+        """The same file on this machine, which may be another one; OrpoError if it is not what was found."""
+        if self.remote and not self.path.exists():
+            return replace(self, path=fetch_from(*self.remote, sha256))
+        if not self.path.exists():
+            raise OrpoError(f"{self.path}: is not on {socket.gethostname()}; put it where all workers see it")
+        if file_digest(self) != sha256:
+            raise OrpoError(f"{self.path}: is not the same file on {socket.gethostname()}, or was changed meanwhile")
+        return self
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
@@ -72,7 +83,7 @@ def find_files(
     wanted = [file for file in files if pattern is None or _matches(file.name, pattern)]
     kept = [file for file in wanted if not any(_matches(file.name, name) for name in exclude)]
     if not kept:
-        raise OrpoError(_nothing_to_read(path, pattern, files, wanted, endings))
+        raise OrpoError(_nothing_to_read(without_secrets(path), pattern, files, wanted, endings))
     return sorted(kept, key=lambda file: file.name)
 
 
@@ -104,22 +115,19 @@ def _local_files(path: str, endings: tuple[str, ...]) -> list[RawFile] | None:
 
 
 def _remote_files(url: str, endings: tuple[str, ...]) -> list[RawFile]:
-    """Copies in a temporary folder that goes with this process."""
-    from orpo_data.network import download, network_errors, persistently  # slow to import, and only needed here
+    """Copies in the cache; the names that files have elsewhere make no paths."""
+    from orpo_data.network import network_errors, persistently  # slow to import, and only needed here
 
+    shown = public_url(url)
     try:
         fs, root = url_to_fs(url)
-        base, found = persistently(root, lambda: _find_remote(fs, root, endings))
+        base, found = persistently(shown, lambda: _find_remote(fs, root, endings))
         names = [file.removeprefix(base).lstrip("/").partition("?")[0] for file in found]
         remote = [(name, file) for name, file in zip(names, found, strict=True) if _is_data(name, endings)]
-        folder = Path(tempfile.mkdtemp(prefix="orpo-source-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        files = [RawFile(name, folder / str(i)) for i, (name, _) in enumerate(remote)]  # others' names make no paths
-        for copy, (_, file) in zip(files, remote, strict=True):
-            download(fs, file, copy.path)
+        copies = side_by_side(bring, [(fs, file) for _, file in remote])
     except network_errors(OSError, ValueError, ImportError) as error:
-        raise OrpoError(f"{url}: cannot be read: {_reason(error)}") from error
-    return files
+        raise OrpoError(f"{shown}: cannot be read: {redacted(_reason(error), url)}") from None
+    return [RawFile(name, copy, (fs, file)) for (name, file), copy in zip(remote, copies, strict=True)]
 
 
 def _find_remote(fs: Any, root: str, endings: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -130,7 +138,7 @@ def _find_remote(fs: Any, root: str, endings: tuple[str, ...]) -> tuple[str, lis
     kind = fs.info(root)["type"]  # unlike exists and isdir it tells a fault from an absence
     if not _ending(single, endings) and (kind == "directory" or fs.isdir(root)):
         return root, fs.find(root)
-    _require_ending(single, endings)
+    _require_ending(without_secrets(single), endings)
     return single.rpartition("/")[0], [root]
 
 
@@ -152,7 +160,11 @@ def _hub_files(
     except HUB_ERRORS as error:
         at = f" at revision {revision!r}" if revision else ""
         raise OrpoError(f"{repo}{at}: nothing here by that name, and not from the hub: {reason(error)}") from error
-    return _local_files(str(folder), endings) or []
+    hub, commit = huggingface_hub.HfFileSystem(), Path(folder).name  # a snapshot's folder is called after its commit
+    return [
+        replace(file, remote=(hub, f"datasets/{repo}@{commit}/{file.name}"))
+        for file in _local_files(str(folder), endings) or []
+    ]
 
 
 def _hub_patterns(patterns: Iterable[str]) -> list[str]:
@@ -194,9 +206,17 @@ def _reason(error: Exception) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+_DIGESTS: dict[tuple[int, ...], str] = {}
+"""Of files that were read in this process, by what changes when they do."""
+
+
 def file_digest(file: RawFile) -> str:
-    """sha256 of the file as it lies there."""
-    return file_sha256(file.path)
+    """sha256 of the file as it lies there; read once in this process as long as it stays as it is."""
+    status = file.path.stat()
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if state not in _DIGESTS:
+        _DIGESTS[state] = file_sha256(file.path)
+    return _DIGESTS[state]
 
 
 def read_records(file: RawFile, source: str, batch_rows: int = 1000) -> Iterator[pa.Table]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, PlainSerializer, model_validator
 
+from orpo_data.places import without_secrets
 from orpo_data.steps.evaluation_sets import EvaluationSet
 from orpo_data.steps.near import normalised, words
 from orpo_data.steps.notes import Rows, frame_of
@@ -107,7 +108,13 @@ class Decontaminate(OverlapRules, Step):
     def facts(self) -> dict[str, Any]:
         return {
             "evaluation_sets": [
-                {"name": s.name, "items": len(s.items), "digest": s.digest, "path": s.path, "revision": s.revision}
+                {
+                    "name": s.name,
+                    "items": len(s.items),
+                    "digest": s.digest,
+                    "path": without_secrets(s.path),
+                    "revision": s.revision,
+                }
                 for s in self.sets
             ]
         }

@@ -17,7 +17,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 import orpo_data
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from orpo_data.publish import push, without_secrets
+from orpo_data.places import without_secrets
+from orpo_data.publish import push
 from orpo_data.targets import PENDING_NAME, FolderTarget, HubTarget, UrlTarget, find_target
 
 EXPORTED = ["parquet/train.parquet", "parquet/eval.parquet", "croissant.json"]

@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import pickle
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -132,7 +134,8 @@ def test_nothing_to_read(tree, monkeypatch, path, pattern, message):
 
 
 @pytest.fixture
-def memory():
+def memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORPO_CACHE", str(tmp_path / "cache"))
     fs = fsspec.filesystem("memory")
     for name in ("set/b.jsonl", "set/a/x.jsonl", "set/README.md"):
         fs.pipe(f"/{name}", name.encode())
@@ -155,6 +158,39 @@ def test_url_files_are_brought_here(memory, url, pattern, expected):
     assert names(files) == expected
     for file in files:
         assert file.path.read_text().endswith(file.name)
+
+
+def test_another_machine_gets_the_file_itself(memory, tmp_path):
+    """A worker has neither the driver's cache nor its folders."""
+    (file,) = find_files("memory://set/b.jsonl")
+    sha256, worker = file_digest(file), pickle.loads(pickle.dumps(file))
+    shutil.rmtree(tmp_path / "cache")
+    assert worker.here(sha256).path.read_text() == "set/b.jsonl"
+    shutil.rmtree(tmp_path / "cache")
+    memory.pipe("/set/b.jsonl", b"new")
+    with pytest.raises(OrpoError, match="its bytes changed"):
+        worker.here(sha256)
+
+
+def test_another_machine_has_another_file_or_none(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINE)
+    file = RawFile("a.jsonl", path)
+    sha256 = file_digest(file)
+    assert file.here(sha256) == file
+    path.write_bytes(LINE + LINE)
+    with pytest.raises(OrpoError, match=r"a\.jsonl: is not the same file"):
+        file.here(sha256)
+    path.unlink()
+    with pytest.raises(OrpoError, match=r"a\.jsonl: is not on"):
+        file.here(sha256)
+
+
+@pytest.mark.parametrize("url", ["memory://user:hunter2@set/none.jsonl", "memory://set/none.jsonl?X-Signature=hunter2"])
+def test_what_is_secret_in_a_url_is_not_told(memory, url):
+    with pytest.raises(OrpoError, match=r"memory://set/none\.jsonl: cannot be read") as caught:
+        find_files(url)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_url_is_read_afresh(memory):
@@ -189,7 +225,9 @@ def test_hub_id_is_downloaded_at_its_revision(tree, monkeypatch):
         return str(tree)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert names(find_files("openbmb/UltraFeedback", "40b4")) == ALL
+    files = find_files("openbmb/UltraFeedback", "40b4")
+    assert names(files) == ALL
+    assert [file.remote[1] for file in files] == [f"datasets/openbmb/UltraFeedback@{tree.name}/{name}" for name in ALL]
     assert names(find_files("o/n", pattern="**/*.jsonl", exclude=("**/red*/**",))) == ["b.jsonl"]
     (whole, part) = calls
     assert whole[0] == "openbmb/UltraFeedback"
