@@ -150,12 +150,6 @@ def prepare_flow(recipe: str, overrides: list[str] | None = None, output: str | 
         return {"stages": prepare_data(settings, place)}
 
 
-@flow(name="orpo-parts", persist_result=False)
-def parts_flow(recipe: dict[str, Any], output: str) -> list[Report]:
-    """The data part on a cluster: a flow of its own, for a flow has one task runner."""
-    return _prepare_here(Recipe.parse(recipe), Layout(output))
-
-
 @flow(name="orpo-train", persist_result=False)
 def train_flow(recipe: str, overrides: list[str] | None = None, output: str | None = None) -> dict[str, Any]:
     """Train and evaluate on what `prepare_flow` has written; arguments as there.
@@ -192,7 +186,16 @@ def read_settings(recipe: str, overrides: list[str] | None, output: str | None) 
 def prepare_data(settings: Recipe, place: Layout) -> list[Report]:
     if settings.runner.kind == "local":
         return _prepare_here(settings, place)
-    return parts_flow.with_options(task_runner=task_runner(settings.runner))(settings.resolved(), str(place.root))
+
+    @flow(name="orpo-parts", persist_result=False, task_runner=task_runner(settings.runner))
+    def parts_flow() -> list[Report]:
+        """The data part on a cluster: a flow of its own, for a flow has one task runner.
+
+        It has no parameters: Prefect keeps those, and a recipe's addresses may hold what is nobody's business.
+        """
+        return _prepare_here(settings, place)
+
+    return parts_flow()
 
 
 def _prepare_here(settings: Recipe, place: Layout) -> list[Report]:

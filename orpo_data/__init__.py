@@ -3,6 +3,7 @@
 >>> import orpo_data
 >>> orpo_data.load("runs/hh/tokenize", split="train")   # datasets.Dataset, memory-mapped
 >>> orpo_data.scan("runs/hh/clean")                     # polars.LazyFrame over the same bytes
+>>> orpo_data.stream("s3://bucket/hh/tokenize")         # datasets.IterableDataset, shard by shard from object storage
 >>> orpo_data.view("runs/hh/clean", "llama-factory")    # datasets.Dataset under another trainer's columns
 >>> orpo_data.PairCollator(pad_token_id=0)              # rows of a tokenized dataset to padded torch tensors
 >>> orpo_data.verify("runs/hh/clean").ok
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from orpo_data.comparison import diff
     from orpo_data.history import lineage
     from orpo_data.publish import push
-    from orpo_data.shards import load, scan
+    from orpo_data.shards import load, scan, stream
     from orpo_data.verification import verify
     from orpo_data.views import view
 
-__all__ = ["PairCollator", "diff", "lineage", "load", "push", "scan", "verify", "view"]
+__all__ = ["PairCollator", "diff", "lineage", "load", "push", "scan", "stream", "verify", "view"]
 
 # imported on first use, so that the command line answers without loading Arrow
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "load": "orpo_data.shards",
     "push": "orpo_data.publish",
     "scan": "orpo_data.shards",
+    "stream": "orpo_data.shards",
     "verify": "orpo_data.verification",
     "view": "orpo_data.views",
 }

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from orpo_data.manifest import FORMAT_VERSION, Input, PartRecord, StepCounts, Tally, digest
 from orpo_data.parts import Part, PartRun, RunParts, Segment, run_here, segments_of
-from orpo_data.reuse import Earlier, EarlierPart, NoteCache
+from orpo_data.reuse import Earlier, EarlierPart, NoteCache, open_notes
 from orpo_data.shards import open_shard
 from orpo_data.steps.step import AnyStep, Step
 from orpo_data.writing import DatasetWriter, WrittenShard
@@ -148,7 +148,7 @@ class BranchRunner:
 def _judge(segment: Segment, runs: Sequence[PartRun]) -> dict[str, Any]:
     """Put the verdicts of the step behind `segment` where its next segment finds them; the step's facts."""
     assert segment.following
-    noted = [(run, notes) for run in runs if len(notes := open_shard(run.notes[segment.number]))]
+    noted = [(run, notes) for run in runs if len(notes := open_notes(run.notes[segment.number]))]
     judgement = segment.following.judge([notes for _, notes in noted])
     for (run, notes), verdicts in zip(noted, judgement.verdicts, strict=True):
         assert len(verdicts) == len(notes), f"step {segment.following.name} judged {len(verdicts)} of {len(notes)} rows"

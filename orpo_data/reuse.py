@@ -14,11 +14,11 @@ from pathlib import Path
 import orjson
 import pyarrow as pa
 
-from orpo_data.cache import move_all
+from orpo_data.cache import bring, fetch, move_all
 from orpo_data.errors import OrpoError
 from orpo_data.folders import STAMPS_NAME
 from orpo_data.manifest import PartRecord, Shard, read_manifest
-from orpo_data.places import copy, file_sha256, is_local, make_folder, storage_stamp
+from orpo_data.places import copy, file_sha256, is_local, make_folder, storage, storage_stamp
 from orpo_data.shards import DROPPED_FOLDER, open_shard
 from orpo_data.writing import WrittenShard
 
@@ -111,6 +111,23 @@ class Earlier:
         return orjson.loads(content) if sound else {}
 
 
+def open_notes(file: Path) -> pa.Table:
+    """Notes that were kept."""
+    return open_shard(file, _sha256_of(file))
+
+
+def _sha256_of(file: Path) -> str:
+    """What the bytes of notes should hash to, by the name they are kept under."""
+    return file.stem.rpartition("-")[2]
+
+
+def _is_sound_note(file: Path) -> bool:
+    try:
+        return file_sha256(fetch(file, _sha256_of(file))) == _sha256_of(file)
+    except OrpoError:
+        return False
+
+
 class NoteCache:
     """Notes that global steps took on parts, kept beside the output under the hash of all they depend on."""
 
@@ -128,7 +145,7 @@ class NoteCache:
 
     def find(self, key: str) -> Path | None:
         for file in self._found.get(key, []):
-            if file.stem == f"{key}-{file_sha256(file)}":
+            if _is_sound_note(file):
                 self._used.add(file)
                 return file
         return None
@@ -136,7 +153,7 @@ class NoteCache:
     def keep(self, key: str, notes: Path) -> Path:
         """Move a file of notes here."""
         make_folder(self._folder)
-        sha256 = file_sha256(notes)
+        sha256 = file_sha256(notes if is_local(notes) else bring(*storage(notes)))
         file = self._folder / f"{key}-{sha256}.arrow"
         self._used.add(file)
         move_all([(notes, file, sha256)])

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -180,6 +180,29 @@ def load(path: str | Path, split: str = "train") -> "datasets.Dataset":
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
     return _of_one_version(folder, opened)
+
+
+def stream(path: str | Path, split: str = "train") -> "datasets.IterableDataset":
+    """A split as a `datasets.IterableDataset`: rows in order, from one shard while the next ones are on their way.
+
+    `datasets.distributed.split_dataset_by_node` gives each rank its share and torch's DataLoader each of its workers
+    some shards of it, without overlap or loss. Only the shards that a process reads are fetched from a storage.
+    """
+    from datasets import Features, IterableDataset
+
+    folder = as_path(path)
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    shards = select_shards(manifest, split)
+    with (folder / shards[0].path).open("rb") as file:
+        features = Features.from_arrow_schema(pa.ipc.open_stream(file).schema)
+    return IterableDataset.from_generator(_rows, features, gen_kwargs={"folder": str(folder), "shards": shards})
+
+
+def _rows(folder: str, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+    for table in opened_shards(as_path(folder), shards, open_shard):
+        for batch in table.to_batches():
+            yield from batch.to_pylist()
 
 
 def scan(path: str | Path, split: str | None = None) -> "pl.LazyFrame":

@@ -1,76 +1,159 @@
-"""The parts of a stage on a Dask and on a Ray cluster of this machine: other processes, the same bytes."""
+"""The parts of a stage on Dask and Ray clusters: other processes, other storage, a killed worker, the same bytes."""
 
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import orpo_data
 from orpo_data.manifest import read_manifest
+from orpo_data.places import is_local, make_folder, send
 from pipelines import prepare
 from pipelines.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
+ROOT = Path(__file__).parents[2]
+STAGES = ("ingest/hh-rlhf", "binarize", "clean", "split", "tokenize")
 DIALOGUE = "\n\nHuman: What about case {0}?\n\nAssistant: Case {0} is {1}."
 FILES, ROWS = 6, 40
 
 
+@pytest.fixture(params=["folder", "s3"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """What all machines see: a folder, or a bucket of an S3 server."""
+    place: Path = request.getfixturevalue("s3") if request.param == "s3" else tmp_path / "shared"
+    make_folder(place)
+    return place
+
+
 @pytest.fixture
-def recipe(tmp_path: Path, make_recipe: Any) -> Recipe:
-    """Several raw files, so that every stage has several parts; with two steps that see the whole dataset."""
-    raw = tmp_path / "raw"
-    raw.mkdir()
+def recipe(tmp_path: Path, shared: Path, make_recipe: Any) -> Callable[[str, Any], Recipe]:
+    """Several raw files on the shared storage, so that every stage has several parts; two steps see all of it."""
+    (tmp_path / "raw").mkdir()
     for file in range(FILES):
         pairs = [(DIALOGUE.format(f"{file}-{row % 30}", word) for word in ("fine", "bad")) for row in range(ROWS)]
         lines = [json.dumps(dict(zip(("chosen", "rejected"), pair, strict=True))) for pair in pairs]
-        (raw / f"{file}.jsonl").write_text("\n".join(lines))
-    sources = f"sources=[{{dataset: hh-rlhf, path: {raw}}}]"
-    made: Recipe = make_recipe(sources, "dedup={}", "label_noise={}")
-    return made
+        (tmp_path / f"raw/{file}.jsonl").write_text("\n".join(lines))
+        if not is_local(shared):
+            send(tmp_path / f"raw/{file}.jsonl", shared / f"raw/{file}.jsonl")
+    path = tmp_path / "raw" if is_local(shared) else f"{shared}/raw/*.jsonl"
+
+    def make(kind: str = "local", address: str | None = None) -> Recipe:
+        sources = f"sources=[{{dataset: hh-rlhf, path: '{path}'}}]"
+        runner = f"runner={{kind: {kind}, address: {json.dumps(address)}}}"
+        made: Recipe = make_recipe(sources, "dedup={}", "label_noise={}", runner)
+        return made
+
+    return make
 
 
-def contents(output: Path) -> dict[str, tuple[str, Any]]:
-    manifests = [read_manifest(file.parent) for file in sorted(output.rglob("_manifest.json"))]
-    return {manifest.stage: (manifest.content_hash, manifest.steps) for manifest in manifests}
-
-
-def run(recipe: Recipe, tmp_path: Path, output: Path, kind: str, address: str | None) -> None:
+def run(recipe: Recipe, tmp_path: Path, output: Path) -> None:
     from flows.pipeline import prepare_flow
 
     file = tmp_path / "recipe.yaml"
-    document = recipe.resolved() | {"runner": {"kind": kind, "address": address}}
-    file.write_text(json.dumps({name: value for name, value in document.items() if value is not None}))
+    file.write_text(json.dumps(recipe.resolved()))
     prepare_flow(str(file), output=str(output))
 
 
-def test_two_dask_workers_of_which_one_is_killed(recipe: Recipe, tmp_path: Path) -> None:
-    from distributed import LocalCluster
+def assert_the_same_bytes(here: Path, there: Path) -> None:
+    """Every shard of every stage, and all that the manifests say of them."""
+    for stage in STAGES:
+        one, other = read_manifest(here / stage), read_manifest(there / stage)
+        assert (one.shards, one.dropped, one.steps) == (other.shards, other.dropped, other.steps), stage
+        assert one.content_hash == other.content_hash
+        assert orpo_data.verify(there / stage).ok
+        for shard in (*one.shards, *one.dropped):
+            assert (here / stage / shard.path).read_bytes() == (there / stage / shard.path).read_bytes()
 
-    prepare(recipe, tmp_path / "here")
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        process = next(iter(cluster.workers.values())).pid
-        killed: list[int] = []
 
-        def kill_in_the_middle() -> None:
-            """When the first parts have been cleaned."""
-            while not (tmp_path / "there" / "binarize" / "_manifest.json").exists():
-                time.sleep(0.05)
-            os.kill(process, signal.SIGKILL)
-            killed.append(process)
+@contextmanager
+def machine(tmp_path: Path, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with a cache, a working folder and temporary files of its own."""
+    folder = tmp_path / "machines" / name
+    for part in ("cache", "tmp"):
+        (folder / part).mkdir(parents=True)
+    own = {"ORPO_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=folder, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
 
-        watcher = threading.Thread(target=kill_in_the_middle, daemon=True)
-        watcher.start()
-        run(recipe, tmp_path, tmp_path / "there", "dask", cluster.scheduler_address)
+
+@contextmanager
+def killed_when(file: Path, pid: Callable[[], int]) -> Iterator[list[int]]:
+    """Kill a process as soon as `file` is there; the list holds its id then."""
+    killed: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            if file.exists():
+                killed.append(pid())
+                os.kill(killed[0], signal.SIGKILL)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        watcher.join()
+
+
+def test_two_dask_workers_of_which_one_is_killed(recipe: Any, tmp_path: Path, shared: Path) -> None:
+    """When the first parts are being cleaned."""
+    prepare(recipe(), tmp_path / "here")
+    with ExitStack() as cluster:
+        places = tmp_path / "scheduler.json"
+        options = ["--scheduler-file", str(places)]
+        cluster.enter_context(
+            machine(tmp_path, "scheduler", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", *options)
+        )
+        worker = ["distributed.cli.dask_worker", "--no-nanny", "--no-dashboard", "--nthreads", "1", *options]
+        workers = [cluster.enter_context(machine(tmp_path, f"worker-{n}", *worker)) for n in range(2)]
+        while not places.exists():
+            time.sleep(0.1)
+        address = json.loads(places.read_text())["address"]
+        with killed_when(shared / "there/binarize/_manifest.json", lambda: workers[0].pid) as killed:
+            run(recipe("dask", address), tmp_path, shared / "there")
+        assert killed == [workers[0].pid]
+        assert workers[0].wait(timeout=10) == -signal.SIGKILL
+        assert workers[1].poll() is None
+    if not is_local(shared):  # each machine has fetched what it needed itself
+        assert all(any((tmp_path / f"machines/worker-{n}/cache/files").iterdir()) for n in range(2))
+    assert_the_same_bytes(tmp_path / "here", shared / "there")
+
+
+def test_a_ray_cluster_of_which_a_worker_is_killed(recipe: Any, tmp_path: Path, shared: Path) -> None:
+    prepare(recipe(), tmp_path / "here")
+
+    def busy_worker() -> int:
+        """A process of this machine's Ray that is at a task."""
+        import psutil
+
+        while True:
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "_run_prefect_task" in " ".join(child.cmdline()):
+                        return int(child.pid)
+
+    with killed_when(shared / "there/binarize/_manifest.json", busy_worker) as killed:
+        run(recipe("ray"), tmp_path, shared / "there")
     assert killed
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
-
-
-def test_a_ray_cluster(recipe: Recipe, tmp_path: Path) -> None:
-    prepare(recipe, tmp_path / "here")
-    run(recipe, tmp_path, tmp_path / "there", "ray", None)
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert_the_same_bytes(tmp_path / "here", shared / "there")
