@@ -70,9 +70,11 @@ def bring(fs: Any, name: str) -> Path:
 
 def download(fs: Any, name: str) -> Path:
     """A new local copy of a file of a storage."""
+    from orpo_data import network  # slow to import, and only needed here
+
     new = scratch_file()
     try:
-        fs.get_file(name, str(new))
+        network.download(fs, name, new)
     except BaseException:
         new.unlink()
         raise
@@ -107,6 +109,11 @@ def scratch_file() -> Path:
 def scratch_folder(name: str) -> Path:
     """Where work for the place `name` can be done on this machine; not created."""
     return cache_folder() / "scratch" / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def beside(output: Path) -> Path:
+    """The folder for work on `output` that is to be moved there: where it lies, or on this machine."""
+    return output.parent if is_local(output) else scratch_folder(str(output))
 
 
 def deliver(file: Path, to: Path, sha256: str | None = None) -> None:

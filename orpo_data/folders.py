@@ -12,10 +12,10 @@ from pathlib import Path
 
 import orjson
 
-from orpo_data.cache import side_by_side
+from orpo_data.cache import move_all, side_by_side
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from orpo_data.places import copy, file_sha256, is_local, remove_folder, send, storage_stamp
+from orpo_data.places import copy, file_sha256, is_local, remove_folder, storage_stamp
 from orpo_data.shards import list_files
 
 STAMPS_NAME = "_storage.json"
@@ -71,8 +71,8 @@ def _replace(folder: Path, output: Path, manifest: Manifest) -> None:
     """As a rename, on a storage: once the folder beside `output` has its manifest, it will take that place."""
     partial = partial_folder(output)
     if is_local(folder):
-        for name in list_files(folder):
-            send(folder / name, partial / name)
+        sha256 = manifest.files | {shard.path: shard.sha256 for shard in (*manifest.shards, *manifest.dropped)}
+        move_all((folder / name, partial / name, sha256[name]) for name in list_files(folder))
         remove_folder(folder)
     write_manifest(partial, manifest)
     _finish_replacing(output)

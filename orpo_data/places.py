@@ -9,7 +9,6 @@ import hashlib
 import os
 import posixpath
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -86,12 +85,6 @@ def storage(path: Path) -> tuple[Any, str]:
     return remote.fs, remote.path
 
 
-def storage_errors() -> tuple[type[Exception], ...]:
-    """What a storage's client raises that is no OSError: no credentials, no endpoint, no connection."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return (botocore.BotoCoreError,) if botocore else ()
-
-
 def join(folder: Path, relative: str) -> Path:
     """What lies at `relative`, which may begin with `..` or be a URL or an absolute path."""
     if "://" in relative:
@@ -141,17 +134,21 @@ def make_folder(folder: Path) -> None:
 
 def send(file: Path, to: Path) -> None:
     """Put a local file at a place that is not."""
+    from orpo_data.network import persistently  # slow to import, and only needed here
+
     fs, name = storage(to)
     make_folder(to.parent)
-    fs.put_file(str(file), name)
+    persistently(to.name, lambda: fs.put_file(str(file), name))
 
 
 def copy(file: Path, to: Path) -> Path:
     """The same bytes at another place: without a copy where the file system can, without a download on a storage."""
     if not is_local(file):
-        fs, name = storage(file)
+        from orpo_data.network import persistently
+
+        (fs, name), (_, copied) = storage(file), storage(to)
         make_folder(to.parent)
-        fs.cp_file(name, storage(to)[1])
+        persistently(file.name, lambda: fs.cp_file(name, copied))
         return to
     try:
         os.link(file, to)

@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from orpo_data.cache import download, fetch, fetch_ahead
+from orpo_data.cache import cache_folder, download, fetch, fetch_ahead, scratch_folder
 from orpo_data.errors import OrpoError
-from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
-from orpo_data.places import as_path, file_names, file_sha256, is_local, remote_sizes, storage
+from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, digest, manifest_text, read_manifest, write_manifest
+from orpo_data.places import (
+    as_path,
+    copy,
+    file_names,
+    file_sha256,
+    is_local,
+    make_folder,
+    remote_sizes,
+    remove_folder,
+    storage,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -87,6 +97,25 @@ def _check_bytes(file: Path, folder: Path, shard: Shard) -> None:
             f"`orpo verify {folder}` tells more; {remedy}"
         )
     _SOUND.add(state)
+
+
+def fetch_folder(folder: Path) -> Path:
+    """The whole of a dataset or model folder on this machine: itself, or where its downloads lie under its names."""
+    if is_local(folder):
+        return folder
+    manifest = read_manifest(folder)
+    files = manifest.files | {shard.path: shard.sha256 for shard in (*manifest.shards, *manifest.dropped)}
+    here = cache_folder() / "folders" / digest(manifest_text(manifest))
+    if not here.exists():
+        made = scratch_folder(str(here))
+        remove_folder(made)
+        for name, file in zip(files, fetch_ahead((folder / name, files[name]) for name in files), strict=True):
+            make_folder((made / name).parent)
+            copy(file, made / name)
+        write_manifest(made, manifest)
+        make_folder(here.parent)
+        made.rename(here)
+    return here
 
 
 def check_file(folder: Path, manifest: Manifest, name: str) -> bytes:

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from orpo_data import provenance
+from orpo_data.cache import beside
 from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
 from orpo_data.folders import commit_folder, refuse_foreign_folder
@@ -20,7 +21,7 @@ from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_man
 from orpo_data.pages.evaluation import evaluation_page
 from orpo_data.places import remove_folder
 from orpo_data.schema import TOKEN_STAGES
-from orpo_data.shards import check_file, read_table
+from orpo_data.shards import check_file, fetch_folder, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.checkpoint import METRICS_NAME
@@ -79,6 +80,7 @@ def _evaluate_model(
     if not len(table):
         raise OrpoError(f"{dataset}: the eval split is empty; raise split.eval_fraction")
     inputs, base, config = _model_inputs(model_dir, output)
+    model_dir = fetch_folder(model_dir)
     inputs.append(dataset_input(dataset, output))
     models = _models_to_judge(model_dir, base, settings.judge) if settings.judge else {}
     inputs += [_model_input(folder, output) for folder in _further_folders(settings.judge)]
@@ -93,7 +95,7 @@ def _evaluate_model(
     why = why_run(output, key)
     if why:
         log.info("evaluate: running into %s, %s", output, why)
-        work = output.parent / f".{output.name}.partial"
+        work = beside(output) / f".{output.name}.partial"
         remove_folder(work)
         work.mkdir(parents=True)
         with Recorder(job, "evaluate", work, output) as recorder:
@@ -144,13 +146,14 @@ def _model_input(folder: Path, output: Path) -> Input:
     """A model folder, with its place where it was trained here and so has a history."""
     if not (folder / "config.json").is_file():
         raise OrpoError(f"{folder}: no model folder (it has no config.json)")
-    check_model(folder)
-    own = (folder / "train.json").is_file()
+    here = fetch_folder(folder)
+    check_model(here)
+    own = (here / "train.json").is_file()
     return Input(
         name=folder.name,
         path=provenance.relative_path(folder, output) if own else None,
         stage="train" if own else None,
-        fingerprint=model_fingerprint(folder),
+        fingerprint=model_fingerprint(here),
     )
 
 

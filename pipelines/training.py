@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_data import provenance
+from orpo_data.cache import beside
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.events import Recorder
@@ -97,7 +98,7 @@ def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, 
     if not why:
         return _report(output, ran=False, why="unchanged", started=started)
     log.info("train: running into %s, %s", output, why)
-    work = output.parent / f".{output.name}.{digest(_weights_key(key))[:12]}.partial"
+    work = beside(output) / f".{output.name}.{digest(_weights_key(key))[:12]}.partial"
     chat = check_inputs(dataset, data, config, base)  # in every process, so that each ends with the same line
     processes = process_state()
     if processes.is_main_process:
@@ -143,7 +144,7 @@ def _reference_command(config: TrainConfig) -> str:
 
 def adopt_interrupted_run(work: Path, output: Path) -> None:
     """Let the newest interrupted run into the same model folder, on whatever data, be this one's beginning."""
-    others = [folder for folder in output.parent.glob(f".{output.name}.*.partial") if (folder / "checkpoints").is_dir()]
+    others = [folder for folder in work.parent.glob(f".{output.name}.*.partial") if (folder / "checkpoints").is_dir()]
     if others and not work.exists():
         max(others, key=lambda folder: folder.stat().st_mtime).rename(work)
 
@@ -232,7 +233,7 @@ def _commit(
     (work / "README.md").write_text(model_card(manifest, trained, lineage(dataset).nodes), "utf-8")
     recorder.complete(manifest)
     commit_folder(work, output, manifest)
-    for stale in output.parent.glob(f".{output.name}.*.partial"):
+    for stale in work.parent.glob(f".{output.name}.*.partial"):
         remove_folder(stale)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orpo_data.errors import OrpoError, UsageError
-from orpo_data.places import as_path, storage_errors
+from orpo_data.places import as_path
 from pipelines.printable import printable
 
 if TYPE_CHECKING:
@@ -81,8 +81,15 @@ def run_app(application: Any = app) -> None:
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except storage_errors() as error:
+    except _network_errors() as error:
         _fail(error, 1)
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Asked for only when something was raised: what the clients of storages raise is no OSError."""
+    from orpo_data.network import network_errors
+
+    return network_errors()
 
 
 def _fail(error: object, code: int) -> None:
