@@ -8,9 +8,21 @@ from pipelines.cli.app import app, run_app
 from pipelines.cli.inspection import diff, inspect, lineage, verify
 from pipelines.cli.preparation import prepare, stage
 from pipelines.cli.sharing import export, push
-from pipelines.cli.training import evaluate, train
+from pipelines.cli.training import evaluate, generate, train
 
 __all__ = ["app", "run_app"]
 
-for command in (prepare, stage, train, evaluate, inspect, verify, lineage, diff, export, push):  # as --help has them
+for command in (
+    prepare,
+    stage,
+    train,
+    evaluate,
+    generate,
+    inspect,
+    verify,
+    lineage,
+    diff,
+    export,
+    push,
+):  # as --help has them
     app.command()(command)

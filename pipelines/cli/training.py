@@ -1,7 +1,7 @@
-"""Commands that make and judge models."""
+"""Commands that make and judge models, and let them answer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -144,3 +144,44 @@ def evaluate(
         if judged:
             out.print(judge_table(judged))
         print(report.path / "report.html")
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A model folder, or a hub id.", metavar="MODEL")],
+    prompts: Annotated[Path, typer.Option(metavar="FILE", help="The judge's own file of questions.")],
+    form: Annotated[Literal["alpaca-eval", "mt-bench", "ifeval"], typer.Option(help="The judge.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the answers.")],
+    model_id: Annotated[str | None, typer.Option(help="The model's name in the file; by default the folder's.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="A name or a jinja file; by default the tokenizer's own.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="For all questions; by default the judge's.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="By default the judge's.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer; by default the judge's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 42,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, typer.Option(help="By default bf16 on a GPU, otherwise fp32.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer the questions of AlpacaEval, MT-Bench or IFEval, in the file form that judge reads."""
+    from pipelines.answering import answer_questions
+
+    asked = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    report = answer_questions(
+        model,
+        prompts,
+        form,
+        output,
+        name=model_id,
+        chat_template=chat_template,
+        sampling={name: value for name, value in asked.items() if value is not None},
+        precision=precision,
+    )
+    if as_json:
+        print_json(vars(report) | {"path": str(report.path), "card": str(report.card)})
+    else:
+        print(f"{report.questions:,} questions answered, {report.unended:,} answers cut off")
+        print(report.path, report.card, sep="\n")
