@@ -16,7 +16,6 @@ from orpo_data.errors import OrpoError, UsageError
 from orpo_train.checkpoint import set_weights
 from orpo_train.config import LoraConfig, TrainConfig
 from orpo_train.model import load_model
-from orpo_train.objectives import OBJECTIVES
 from orpo_train.reward import load_reward_model
 
 
@@ -33,7 +32,7 @@ def load_base(config: TrainConfig) -> Any:
 
 def _load(config: TrainConfig) -> Any:
     """With the head that the objective needs; a new one is drawn from the run's seed, the same in every process."""
-    if not OBJECTIVES[config.objective].scalar_head:
+    if not config.scalar_head:
         return load_model(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     torch.manual_seed(config.seed)
     return load_reward_model(config.model, config.revision, trust_remote_code=config.trust_remote_code, new_head=True)

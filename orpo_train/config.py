@@ -1,8 +1,10 @@
 """Every setting of a training run, with a sentence each."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ObjectiveName = Literal["orpo", "sft", "probability-ratio", "unlikelihood", "dpo", "ipo", "kto", "reward", "ppo"]
 
 
 class _Settings(BaseModel):
@@ -34,13 +36,33 @@ class LoraConfig(_Settings):
     )
 
 
+class PpoConfig(_Settings):
+    """Reinforcement learning from a reward model with PPO; a batch of `train.batch_size` prompts is a step."""
+
+    reward_model: str = Field(description="The judge: a folder that objective reward made, or a hub id.")
+    kl: float = Field(default=0.1, ge=0, description="Weight of the KL to the model that training starts from.")
+    kl_target: float | None = Field(
+        default=None, gt=0, description="Adapt the weight towards this KL of an answer in nats; null: it stays."
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of an answer.")
+    epochs: int = Field(default=4, ge=1, description="Passes over the answers of a step.")
+    minibatches: int = Field(default=4, ge=1, description="Updates in each of these passes.")
+    clip: float = Field(default=0.2, gt=0, description="How far probability ratios and values may move in a step.")
+    value_weight: float = Field(default=0.1, gt=0, description="Weight of the value head's loss.")
+    gamma: float = Field(default=1.0, gt=0, le=1, description="Discount of later rewards.")
+    gae_lambda: float = Field(default=0.95, ge=0, le=1, description="Bias against variance of the advantages.")
+
+
 class TrainConfig(_Settings):
     """The `train` section of a recipe."""
 
     model: str = Field(description="Base model: a local folder or a hub id.")
     revision: str | None = Field(default=None, description="Commit of the model on the hub.")
-    objective: Literal["orpo", "sft", "probability-ratio", "unlikelihood", "dpo", "ipo", "kto", "reward"] = Field(
-        default="orpo", description="The loss, one of orpo_train.objectives; reward trains a reward model."
+    objective: Literal["orpo", "sft", "probability-ratio", "unlikelihood", "dpo", "ipo", "kto", "reward", "ppo"] = (
+        Field(
+            default="orpo",
+            description="The loss, one of orpo_train.objectives; reward trains a reward model, ppo learns from one.",
+        )
     )
     lambda_: float = Field(default=0.1, ge=0, alias="lambda", description="Weight of the preference term.")
     beta: float = Field(
@@ -81,7 +103,8 @@ class TrainConfig(_Settings):
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
     compile: bool = Field(default=False, description="Fuse the model's layers with torch.compile.")
     lora: LoraConfig | None = Field(default=None, description="Train low-rank adapters in place of the weights.")
-    seed: int = Field(default=42, description="Seed of the data order and of dropout.")
+    ppo: PpoConfig | None = Field(default=None, description="Settings of objective ppo.")
+    seed: int = Field(default=42, ge=0, description="Seed of the data order and of all draws.")
     log_every: int = Field(default=1, ge=1, description="Steps between lines of metrics.")
     eval_every: int | None = Field(default=None, ge=1, description="Steps between evaluations; null: only at the end.")
     export: Literal["last", "best"] = Field(
@@ -101,6 +124,22 @@ class TrainConfig(_Settings):
     trackers: list[str] = Field(default=[], description="accelerate's trackers, e.g. tensorboard or wandb.")
     trust_remote_code: bool = Field(default=False, description="Allow a model's own code to run.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_rate_of_ppo(cls, settings: Any) -> Any:
+        """The paper's learning rates: 1e-5 for PPO, 8e-6 for ORPO."""
+        if isinstance(settings, dict) and settings.get("objective") == "ppo":
+            return {"learning_rate": 1e-5} | settings
+        return settings
+
+    @model_validator(mode="after")
+    def _ppo_has_a_judge(self) -> Self:
+        if self.objective == "ppo" and self.ppo is None:
+            raise ValueError("objective ppo needs ppo.reward_model, a folder that objective reward made")
+        if self.objective == "ppo" and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing: objective ppo runs without dropout, where models do not have it")
+        return self
+
     @model_validator(mode="after")
     def _evaluates_where_needed(self) -> Self:
         for setting in ("early_stopping", "export"):
@@ -113,6 +152,11 @@ class TrainConfig(_Settings):
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
         return self
+
+    @property
+    def scalar_head(self) -> bool:
+        """Whether the model ends in one score for a sequence, not in a vocabulary."""
+        return self.objective == "reward"
 
     @property
     def needs_reference(self) -> bool:

@@ -23,6 +23,14 @@ REWARD_PANELS = {
 }
 """Of a reward model, which knows no log-probabilities."""
 
+PPO_PANELS = {
+    "score of the answers drawn": {"score": "score", "reward": "less the weighted KL"},
+    "KL to the model that training began with": {"kl": "KL"},
+    "loss": {"policy_loss": "policy", "value_loss": "value"},
+    "tokens of an answer": {"answer_tokens": "tokens"},
+}
+"""Of a model that learns from a judge."""
+
 CHANCE = {
     LOG_ODDS: 0.0,
     "margin, chosen over rejected": 0.0,
@@ -69,7 +77,9 @@ def draw_comparison(path: Path, runs: Mapping[str, Lines]) -> None:
 def panels_of(lines: Lines) -> dict[str, dict[str, str]]:
     """What there is to draw: metrics and their labels, by the title of a panel."""
     names = {name.removeprefix("eval/") for line in lines for name in line}
-    return REWARD_PANELS if "rewards/chosen" in names and "logps/chosen" not in names else PANELS
+    if "logps/chosen" in names:
+        return PANELS
+    return PPO_PANELS if "score" in names else REWARD_PANELS if "rewards/chosen" in names else PANELS
 
 
 def _draw_panel(axes: Any, title: str, metrics: Mapping[str, str], lines: Lines) -> None:

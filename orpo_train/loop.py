@@ -28,8 +28,9 @@ from orpo_train.checkpoint import (
 from orpo_train.config import TrainConfig
 from orpo_train.curves import draw_curves
 from orpo_train.metrics import MetricsLog
+from orpo_train.ppo import PpoRun, ppo_evaluation, ppo_step, set_up_ppo
 from orpo_train.run import Run, set_up
-from orpo_train.step import evaluation_metrics, optimizer_step, tokens_of
+from orpo_train.step import evaluation_metrics, optimizer_step
 
 CURVES_NAME, TRAIN_NAME, NONFINITE_NAME = "curves.png", "train.json", "nonfinite.jsonl"
 
@@ -47,6 +48,7 @@ class TrainReport:
     exported_step: int  # the step whose weights became the model
     pairs: int  # read in these steps, repeats counted
     tokens: int
+    forward_passes: int  # sequences that ran through a model in these steps
     layout: str  # how pairs lay in memory: flex, sdpa or plain
     metrics: dict[str, float]  # those of the exported step
 
@@ -70,7 +72,8 @@ def train(
         raise OrpoError("the train split is empty: there is nothing to train on")
     work_dir.mkdir(parents=True, exist_ok=True)
     with explained_memory_errors(config):
-        run = set_up(config, train_table, eval_table, work_dir)
+        begin = set_up_ppo if config.objective == "ppo" else set_up
+        run = begin(config, train_table, eval_table, work_dir)
         settings = config.model_dump(mode="json", by_alias=True)
         own = {name: value for name, value in settings.items() if name not in NOT_IDENTITY}
         identity = RunIdentity(dataset_fingerprint, own, config.resume_other_dataset)
@@ -93,14 +96,16 @@ def run_steps(
     """All optimizer steps from the newest checkpoint on: the weights to export, and what happened."""
     config, accelerator = run.config, run.accelerator
     checkpoints = work_dir / "checkpoints"
-    step = resume(checkpoints, run.model, run.optimizer.optimizer, identity)
+    step = resume(checkpoints, run.trained, run.optimizer.optimizer, identity)
     log = MetricsLog(work_dir / METRICS_NAME, saved_metrics(checkpoints, step), accelerator)
+    run.restore(log.lines)
     if config.trackers:
         accelerator.init_trackers("orpo", {k: v for k, v in settings.items() if isinstance(v, str | float | int)})
     saved, nonfinite = step, 0
 
     def evaluate(held_out: PairDataset) -> None:
-        log.write(step, evaluation_metrics(run, held_out))
+        judged = ppo_evaluation(run, held_out) if isinstance(run, PpoRun) else evaluation_metrics(run, held_out)
+        log.write(step, judged)
         if config.export == "best" and log.best() == step:
             save_best(checkpoints, step, run.model, identity, writes=accelerator.is_main_process)
 
@@ -108,18 +113,19 @@ def run_steps(
         if run.held_out and config.eval_every and step == 0:
             evaluate(run.held_out)  # what training starts from
         while step < run.total and not stops_early(log, config):
-            metrics = optimizer_step(run, step)
+            metrics = ppo_step(run, step) if isinstance(run, PpoRun) else optimizer_step(run, step)
             step += 1
+            saves = config.save_every is not None and step % config.save_every == 0
             nonfinite = 0 if "loss" in metrics else nonfinite + 1
             if nonfinite:
                 report_nonfinite(run, step, nonfinite, metrics, work_dir / NONFINITE_NAME)
-            elif step % config.log_every == 0 or step == run.total:
+            elif step % config.log_every == 0 or step == run.total or saves:
                 log.write(step, metrics)
             if run.held_out and (step == run.total or (config.eval_every and step % config.eval_every == 0)):
                 evaluate(run.held_out)
-            if config.save_every and step % config.save_every == 0:
+            if saves:
                 writes = accelerator.is_main_process
-                state = run.model, run.optimizer.optimizer, identity
+                state = run.trained, run.optimizer.optimizer, identity
                 save_checkpoint(checkpoints, step, *state, writes=writes, metrics=log.lines)
                 saved = step
             if accelerator.is_main_process:
@@ -131,7 +137,7 @@ def run_steps(
     weights = trained_weights(run.model) if best is None else load_best(checkpoints, best, identity)
     if accelerator.is_main_process:
         draw_curves(work_dir / CURVES_NAME, log.training, log.evaluations)
-    report = TrainReport(step, exported, *seen(run, step), layout=run.layout, metrics=log.last(exported))
+    report = TrainReport(step, exported, **run.seen(step), layout=run.layout, metrics=log.last(exported))
     return weights, report
 
 
@@ -160,12 +166,6 @@ def export_model(run: Run, weights: dict[str, Tensor], work_dir: Path) -> None:
         merge_lora(weights, run.config).save_pretrained(work_dir)
     else:
         run.model.save_pretrained(work_dir, state_dict=weights)
-
-
-def seen(run: Run, steps: int) -> tuple[int, int]:
-    """Pairs and tokens that `steps` optimizer steps read, repeats counted."""
-    batches = [run.order.batch(step) for step in range(steps)]
-    return sum(map(len, batches)), sum(tokens_of(run, batch) for batch in batches)
 
 
 @contextmanager

@@ -35,7 +35,13 @@ def load_reward_model(
     from transformers import AutoModelForSequenceClassification
 
     kind, settings = AutoModelForSequenceClassification, {"num_labels": 1, "trust_remote_code": trust_remote_code}
-    loaded, missing = load_pretrained(kind, model, revision, **settings)
+    reports = logging.getLogger("transformers.modeling_utils")
+    level = reports.level
+    reports.setLevel(logging.ERROR)  # of heads that come and go; what is missing is looked at here
+    try:
+        loaded, missing = load_pretrained(kind, model, revision, **settings)
+    finally:
+        reports.setLevel(level)
     lacking = [name for name in missing if not (new_head and name == HEAD)]
     if lacking:
         raise OrpoError(f"{str(model)!r} is no reward model: it lacks {lacking[0]}; train one with objective reward")

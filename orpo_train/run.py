@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from orpo_train.batching import (
     REFERENCE_COLUMNS,
     SIDES,
     BatchOrder,
+    IntArray,
     Limits,
     PairDataset,
     batches_per_epoch,
@@ -50,6 +52,12 @@ class Run:
         return self.bare_scorer.model
 
     @property
+    def trained(self) -> torch.nn.Module:
+        """What checkpoints hold."""
+        model: torch.nn.Module = self.model
+        return model
+
+    @property
     def bare_scorer(self) -> Scorer:
         bare: Scorer = self.accelerator.unwrap_model(self.scorer)
         return bare
@@ -72,13 +80,39 @@ class Run:
     def sides(self) -> tuple[str, ...]:
         return sides_of(self.config)
 
+    def restore(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Go on after the steps that these lines of metrics tell of."""
+
+    def seen(self, steps: int) -> dict[str, int]:
+        """Pairs and tokens that `steps` steps read, and sequences that ran through a model, repeats counted.
+
+        Tokens of a shared prompt count with each sequence.
+        """
+        batches = [self.order.batch(step) for step in range(steps)]
+        pairs = sum(map(len, batches))
+        passes = pairs * (len(self.sides) + self.objective.needs_kl)
+        return {"pairs": pairs, "tokens": sum(map(self.tokens_of, batches)), "forward_passes": passes}
+
+    def tokens_of(self, batch: IntArray) -> int:
+        """Tokens of a batch's sequences."""
+        return sum(int(self.data.lengths[side][batch].sum()) for side in self.sides)
+
     @property
     def limits(self) -> Limits:
         return Limits(self.config.micro_batch_tokens, self.config.micro_batch_size)
 
 
-def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | None, work_dir: Path) -> Run:
-    """Model, data and optimizer, checked against each other before any step."""
+def set_up(
+    config: TrainConfig,
+    train_table: pa.Table,
+    eval_table: pa.Table | None,
+    work_dir: Path,
+    kind: type[Scorer] | None = None,
+) -> Run:
+    """Model, data and optimizer, checked against each other before any step.
+
+    `kind` of scorer runs the model; by default the one that the objective's head asks for.
+    """
     if not torch.accelerator.is_available():
         keep_freed_memory()
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run may have left another configuration
@@ -97,12 +131,12 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
     read = [(data, sides_of(config)), *([(held_out, SIDES)] if held_out else [])]
     for pairs, _ in read:
         check_columns(pairs, config.objective)
-    if OBJECTIVES[config.objective].needs_kl:
+    if config.objective in OBJECTIVES and OBJECTIVES[config.objective].needs_kl:
         read += [(pairs.kl, SIDES[:1]) for pairs, _ in read]
     model: Any = load_base(config).to(accelerator.device)
     for pairs, _ in read:
         check_fits(model, pairs)
-    kind = RewardScorer if OBJECTIVES[config.objective].scalar_head else SequenceScorer
+    kind = kind or (RewardScorer if config.scalar_head else SequenceScorer)
     layout = choose_layout(model, data, config.layout, kind)
     for pairs, sides in read:
         check_limits(pairs, sides, config.micro_batch_tokens, packed=layout != PLAIN)
@@ -112,8 +146,9 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
         model.activation_checkpointing_enable()
     if config.compile:
         compile_layers(model)
-    bare, optimizer = kind(model, layout, config.precision), make_optimizer(model, config)
-    if zero.in_use(accelerator) and kind is SequenceScorer:
+    bare = kind(model, layout, config.precision).to(accelerator.device)
+    optimizer = make_optimizer(bare, config)
+    if zero.in_use(accelerator) and not config.scalar_head:
         zero.announce_head(bare)
     scorer, optimizer = accelerator.prepare(bare, optimizer)
     scorer.train()
@@ -123,9 +158,9 @@ def set_up(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table | No
 
 def check_columns(data: PairDataset, objective: str) -> None:
     """OrpoError naming the command that makes what the dataset lacks."""
-    needs = OBJECTIVES[objective]
-    columns = (*REFERENCE_COLUMNS, *KL_COLUMNS) if needs.needs_kl else REFERENCE_COLUMNS
-    if needs.needs_reference and not data.has(columns):
+    needs = OBJECTIVES.get(objective)
+    columns = (*REFERENCE_COLUMNS, *KL_COLUMNS) if needs and needs.needs_kl else REFERENCE_COLUMNS
+    if needs and needs.needs_reference and not data.has(columns):
         lacking = next(name for name in columns if not data.has([name]))
         raise OrpoError(
             f"the dataset has no values in {lacking}, objective {objective} needs them: "
@@ -152,7 +187,8 @@ def process_state() -> PartialState:
 
 def sides_of(config: TrainConfig) -> tuple[str, ...]:
     """The sides of a pair that training runs through the model."""
-    return SIDES if OBJECTIVES[config.objective].needs_rejected else SIDES[:1]
+    chosen_only = config.objective not in OBJECTIVES or not OBJECTIVES[config.objective].needs_rejected
+    return SIDES[:1] if chosen_only else SIDES
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -51,14 +51,21 @@ def optimizer_step(run: Run, step: int) -> dict[str, float]:
             else:
                 accelerator.backward(loss)
         sums += metric_sums(losses, pairs, run.objective, run.weight) * micro.weight
-    rate = config.learning_rate * learning_rate_factor(config.schedule, step, config.warmup(run.total), run.total)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    rate = set_learning_rate(run, step)
     names = names_of(run.objective, both_sides=run.objective.needs_rejected)
     metrics = named_means(accelerator.reduce(sums, reduction="sum"), len(batch), names)
     grad_norm = update(run, finite=math.isfinite(metrics["loss"]))
-    facts = {"grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens_of(run, batch), "pairs": len(batch)}
+    facts = {"grad_norm": grad_norm, "learning_rate": rate, "tokens": run.tokens_of(batch), "pairs": len(batch)}
     return metrics | facts if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm) else facts
+
+
+def set_learning_rate(run: Run, step: int) -> float:
+    """That of optimizer step `step`, from 0."""
+    config = run.config
+    rate = config.learning_rate * learning_rate_factor(config.schedule, step, config.warmup(run.total), run.total)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def update(run: Run, *, finite: bool) -> float:
@@ -117,11 +124,6 @@ def kl_estimate(run: Run, data: PairDataset, pairs: IntArray) -> Tensor:
         total += (sums.chosen * sums.chosen_tokens - batch.reference[:, 0]).sum() * micro.weight
     whole: Tensor = run.accelerator.reduce(total, reduction="sum")
     return (whole / len(pairs)).clamp(min=0)
-
-
-def tokens_of(run: Run, batch: IntArray) -> int:
-    """Tokens of a batch's sequences, those of a shared prompt counted with each."""
-    return sum(int(run.data.lengths[side][batch].sum()) for side in run.sides)
 
 
 def evaluation_metrics(run: Run, data: PairDataset) -> dict[str, float]:

@@ -89,7 +89,14 @@ for answer in ("Its light comes a long way through air, which scatters blue.", "
 SHOWN = ("learning_rate", "schedule", "epochs", "max_steps", "batch_size", "precision", "seed")
 REDUCTIONS = {"sequence": "over each sequence, then over the pairs", "token": "over all tokens of the batch"}
 SCOPES = {"response": "the chosen answer", "prompt+response": "the prompt and the chosen answer"}
-NO_FIGURES = {"grad_norm", "learning_rate", "tokens", "pairs"}  # of the last batch alone
+NO_FIGURES = {
+    "grad_norm",
+    "learning_rate",
+    "tokens",
+    "pairs",
+    "answers_so_far",
+    "tokens_so_far",
+}  # of the last batch alone
 MOST_FILES = 20
 
 
@@ -105,7 +112,7 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
     return CARD.format(
         front=_front(config),
         name=f"{base_name}-{config['objective']}",
-        usage=SCORE if OBJECTIVES[config["objective"]].scalar_head else GENERATE,
+        usage=SCORE if config["objective"] == "reward" else GENERATE,
         base=base_name if Path(base).is_dir() else base,
         objective=config["objective"],
         pairs=f"{sum(shard.rows for shard in data.shards if shard.split == 'train'):,}",
@@ -125,7 +132,7 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
 
 
 def _supervised(config: dict[str, Any]) -> str:
-    if not OBJECTIVES[config["objective"]].supervised:
+    if config["objective"] not in OBJECTIVES or not OBJECTIVES[config["objective"]].supervised:
         return ""
     scope, reduction = SCOPES[config["nll_scope"]], REDUCTIONS[config["nll_reduction"]]
     return f"The supervised loss covers {scope}, averaged {reduction}. "
@@ -133,13 +140,13 @@ def _supervised(config: dict[str, Any]) -> str:
 
 def _weight(config: dict[str, Any]) -> list[str]:
     """The name of the setting that weighs the objective's preference term, if it has one."""
-    weight = OBJECTIVES[config["objective"]].weight
+    weight = OBJECTIVES[config["objective"]].weight if config["objective"] in OBJECTIVES else "ppo"
     return [weight] if weight else []
 
 
 def _front(config: dict[str, Any]) -> str:
     """The card's metadata, as the hub reads it; a base model is linked when it is one of the hub's."""
-    task = "text-classification" if OBJECTIVES[config["objective"]].scalar_head else "text-generation"
+    task = "text-classification" if config["objective"] == "reward" else "text-generation"
     front = {"library_name": "transformers", "pipeline_tag": task, "tags": ["preference-optimization"]}
     front["tags"] = [config["objective"], *front["tags"]]
     if not Path(config["model"]).is_dir():
@@ -163,9 +170,9 @@ def _stage_row(node: Node) -> str:
 
 
 def _sources(manifest: Manifest, nodes: Sequence[Node]) -> list[str]:
-    """What the chain began with: the first raw files, how many more there are, the base model."""
+    """What the chain began with: the first raw files, how many more there are, the base model, the judge."""
     files = [item for node in nodes for item in node.manifest.inputs if item.path is None]
-    shown = [*files[:MOST_FILES], manifest.inputs[1]]
+    shown = [*files[:MOST_FILES], *manifest.inputs[1:]]
     lines = [
         f"- {item.name}{f' at {item.revision}' if item.revision else ''} `{item.fingerprint[:12]}`" for item in shown
     ]

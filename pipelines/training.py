@@ -30,7 +30,6 @@ from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
 from orpo_train.config import TrainConfig
 from orpo_train.loop import NOT_IDENTITY, TRAIN_NAME, train
-from orpo_train.objectives import OBJECTIVES
 from orpo_train.run import process_state
 from pipelines.checks import check_inputs
 from pipelines.model_card import model_card
@@ -38,6 +37,9 @@ from pipelines.model_card import model_card
 log = logging.getLogger(__name__)
 
 CODE_VERSION = 2  # raised whenever the same configuration would train other weights
+NAMES: Any = {"model": True, "revision": True, "ppo": {"reward_model"}}
+"""Settings that say where a model is: what it is, its fingerprint tells."""
+
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -83,6 +85,9 @@ def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, 
         dataset_input(dataset, output),
         Input(name=config.model, fingerprint=model_fingerprint(base), revision=config.revision),
     ]
+    judge = fetch_model(config.ppo.reward_model, None) if config.ppo and config.objective == "ppo" else None
+    if config.ppo and judge:
+        inputs.append(Input(name=config.ppo.reward_model, fingerprint=model_fingerprint(judge)))
     if config.needs_reference and data.inputs[1].fingerprint != inputs[1].fingerprint:
         raise OrpoError(
             f"{dataset}: its reference is {data.inputs[1].name}, training starts from another model, {config.model}: "
@@ -92,7 +97,7 @@ def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, 
         "stage": "train",
         "version": CODE_VERSION,
         "inputs": [item.fingerprint for item in inputs],
-        "config": config.model_dump(mode="json", by_alias=True, exclude={"model", "revision"}),
+        "config": config.model_dump(mode="json", by_alias=True, exclude=NAMES),
     }
     why = why_run(output, key)
     if not why:
@@ -112,7 +117,7 @@ def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, 
             save_tokenizer(chat, work)
         evaluation = read_table(dataset, "eval") if "eval" in data.splits else None
         train(
-            config.model_copy(update={"model": str(base), "revision": None}),
+            with_local_models(config, base, judge),
             read_table(dataset, "train"),
             evaluation if evaluation is not None and len(evaluation) else None,
             work,
@@ -123,6 +128,12 @@ def _train_model(dataset: Path, config: TrainConfig, output: Path, *, job: str, 
             _commit(dataset, work, output, key, inputs, config, recorder)
         processes.wait_for_everyone()
     return _report(output, ran=True, why=why, started=started)
+
+
+def with_local_models(config: TrainConfig, base: Path, judge: Path | None) -> TrainConfig:
+    """The same settings with the folders that their models lie in."""
+    ppo = config.ppo.model_copy(update={"reward_model": str(judge)}) if config.ppo and judge else config.ppo
+    return config.model_copy(update={"model": str(base), "revision": None, "ppo": ppo})
 
 
 def training_data(dataset: Path, config: TrainConfig) -> Manifest:
@@ -225,7 +236,7 @@ def _commit(
         versions=provenance.package_versions(),
         git_commit=provenance.git_commit(),
     )
-    if OBJECTIVES[config.objective].scalar_head:
+    if config.scalar_head:
         set_padding(work)
     else:
         add_stop_token(work)
