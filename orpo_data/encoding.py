@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from orpo_data.errors import OrpoError
 from orpo_data.pieces import BYTES, cut, cut_pairs
+from orpo_data.steps.tokens import Hashes, Tokens, among
 
 _MEMORY = 1 << 23  # bytes that the table may grow to; then a new one is begun
 _TOGETHER = 1_000  # pieces that are shown to the tokenizer as one text
@@ -27,16 +28,43 @@ _FILLER = " a"  # stands before each of them, because before a space and behind 
 
 
 class _Table(NamedTuple):
-    """Known pieces; nothing alters it."""
+    """Known pieces, found by their hashes; nothing alters it."""
 
+    hashes: Hashes  # sorted and distinct
+    places: npt.NDArray[np.int32]  # of their pieces in the columns below
     pieces: pa.StringArray
     ids: pa.ListArray
 
-    def with_more(self, pieces: pa.StringArray, ids: pa.ListArray) -> "_Table":
-        return _Table(pa.concat_arrays([self.pieces, pieces]), pa.concat_arrays([self.ids, ids]))
+    def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[pa.BooleanArray, pa.ListArray]:
+        """Which of the pieces are known, and the ids of these."""
+        if not len(self.hashes):
+            return pa.array(np.zeros(len(pieces), np.bool_)), self.ids
+        found = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        places = pa.array(self.places[found])
+        known = pc.and_(pa.array(self.hashes[found] == hashes), pc.equal(self.pieces.take(places), pieces))
+        return known, self.ids.take(places.filter(known))
+
+    def with_more(self, pieces: pa.StringArray, hashes: Hashes, ids: pa.ListArray) -> "_Table":
+        """And those that it does not have yet; of several with one hash only one has a place."""
+        hashes, first = np.unique(hashes, return_index=True)
+        new = ~among(hashes, self.hashes)
+        hashes, taken = hashes[new], pa.array(first[new])
+        at = np.searchsorted(self.hashes, hashes)
+        return _Table(
+            np.insert(self.hashes, at, hashes),
+            np.insert(self.places, at, np.arange(len(hashes)) + len(self.pieces)),
+            pa.concat_arrays([self.pieces, pieces.take(taken)]),
+            pa.concat_arrays([self.ids, ids.take(taken)]),
+        )
+
+    @property
+    def bytes(self) -> int:
+        return int(sum(column.nbytes for column in self))
 
 
-_NOTHING = _Table(pa.array([], pa.string()), pa.array([], pa.list_(pa.int32())))
+_NOTHING = _Table(
+    np.empty(0, np.uint64), np.empty(0, np.int32), pa.array([], pa.string()), pa.array([], pa.list_(pa.int32()))
+)
 
 
 class Encoder:
@@ -67,25 +95,17 @@ class Encoder:
 
     def _look_up(self, pieces: pa.StringArray) -> pa.ListArray:
         """Ids of distinct pieces; those that are new get into the table."""
-        table = self._table
-        places = pc.index_in(pieces, value_set=table.pieces)
-        unknown = places.is_null()
-        new = pieces.filter(unknown)
-        if not len(new):
-            return table.ids.take(places)
-        ids = self._encode_pieces(new)
-        self._learn(table, new, ids)
-        behind = pa.array(np.arange(len(new), dtype=np.int32) + len(table.pieces))
-        return pa.concat_arrays([table.ids, ids]).take(pc.replace_with_mask(places, unknown, behind))
-
-    def _learn(self, table: _Table, pieces: pa.StringArray, ids: pa.ListArray) -> None:
-        """Put in pieces that were not in `table`."""
+        hashes = _hashes(pieces)
+        known, ids = self._table.find(pieces, hashes)
+        if len(ids) == len(pieces):
+            return ids
+        unknown = pc.invert(known)
+        new, more = pieces.filter(unknown), hashes[unknown.to_numpy(zero_copy_only=False)]
+        new_ids = self._encode_pieces(new)
         with self._lock:
-            if self._table is not table:  # another thread was here in the meantime
-                unknown = pc.index_in(pieces, value_set=self._table.pieces).is_null()
-                pieces, ids = pieces.filter(unknown), ids.filter(unknown)
-            full = self._table.pieces.nbytes + self._table.ids.nbytes > _MEMORY
-            self._table = (_NOTHING if full else self._table).with_more(pieces, ids)
+            self._table = (_NOTHING if self._table.bytes > _MEMORY else self._table).with_more(new, more, new_ids)
+        order = pc.array_sort_indices(known, order="descending")
+        return pa.concat_arrays([ids, new_ids]).take(pa.array(np.argsort(order.to_numpy())))
 
     def _encode_pieces(self, pieces: pa.StringArray) -> pa.ListArray:
         """As `_encode_whole`, which has a price for each text."""
@@ -150,6 +170,12 @@ class Encoder:
                 "tokenize.tokenizer: a text cut in pieces has other ids than the whole: the installed version of the "
                 "package tokenizers splits texts in an unknown way; install the one that constraints.txt names"
             )
+
+
+def _hashes(pieces: pa.StringArray) -> Hashes:
+    offsets = np.frombuffer(pieces.buffers()[1], np.int32)[pieces.offset :][: len(pieces) + 1].astype(np.int64)
+    data = np.frombuffer(pieces.buffers()[2] or b"", np.uint8)
+    return Tokens(data, offsets[:-1], offsets[1:], np.empty(0, np.int64)).hashes()
 
 
 def _joined(pieces: pa.StringArray) -> list[str]:
