@@ -22,6 +22,13 @@ def spread(values: Array) -> float | None:
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
+def error_over_prompts(scores: Array) -> float | None:
+    """Standard error of the mean of `scores`, [seeds, prompts], for other prompts of the same kind; None of one."""
+    prompts = scores.mean(axis=0)
+    deviation = spread(prompts)
+    return None if deviation is None else float(deviation / np.sqrt(len(prompts)))
+
+
 def longer_wins(scores: Array, lengths: Array) -> float | None:
     """How often the longer answer wins, of the comparisons whose answers differ in length; None if none do.
 

@@ -19,7 +19,7 @@ from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.locking import writing
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
 from orpo_data.pages.evaluation import evaluation_page
-from orpo_data.places import remove_folder
+from orpo_data.places import as_path, remove_folder
 from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import check_file, fetch_folder, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
@@ -84,13 +84,12 @@ def _evaluate_model(
     inputs.append(dataset_input(dataset, output))
     models = _models_to_judge(model_dir, base, settings.judge) if settings.judge else {}
     inputs += [_model_input(folder, output) for folder in _further_folders(settings.judge)]
+    config_without_folders = settings.model_dump(mode="json", exclude={"judge": set(FOLDERS)})  # their bytes are inputs
     key = {
         "stage": "evaluate",
         "version": CODE_VERSION,
         "inputs": [item.fingerprint for item in inputs],
-        "config": settings.model_dump(
-            mode="json", exclude={"judge": set(FOLDERS)}
-        ),  # their contents are among the inputs
+        "config": config_without_folders,
     }
     why = why_run(output, key)
     if why:
@@ -161,13 +160,13 @@ def _models_to_judge(model_dir: Path, base: Path | None, judge: JudgeConfig) -> 
     """The model, and the one to compare it with: the one that was asked for, or the one that training began with."""
     if is_reward_model(model_dir):
         raise OrpoError(f"{model_dir}: is a reward model, which answers no prompts; judge a language model with it")
-    against = Path(judge.against) if judge.against else base
+    against = fetch_folder(as_path(judge.against)) if judge.against else base
     return {"model": model_dir} | ({"against": against} if against else {})
 
 
 def _further_folders(judge: JudgeConfig | None) -> list[Path]:
     """Models that judging reads beside the one that is judged and its base."""
-    return [Path(folder) for name in FOLDERS if judge and (folder := getattr(judge, name))]
+    return [as_path(folder) for name in FOLDERS if judge and (folder := getattr(judge, name))]
 
 
 def _evaluations(model_dir: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,15 @@ from rich import box
 from rich.table import Table
 
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.places import as_path
+from orpo_data.shards import fetch_folder
 from orpo_train.batching import SIDES
 from orpo_train.diversity import lexical, semantic
 from orpo_train.evaluate import Precision
 from orpo_train.generate import end_tokens, generate
 from orpo_train.model import load_model
 from orpo_train.reward import load_reward_model, score
-from orpo_train.win_rate import Array, length_controlled, longer_wins, outcomes, spread
+from orpo_train.win_rate import Array, error_over_prompts, length_controlled, longer_wins, outcomes, spread
 from pipelines.reading import Answer, HeldOut, Reader
 from pipelines.recipe import EvaluateConfig, JudgeConfig, explain_errors
 
@@ -64,8 +66,14 @@ def draw_answers(reader: Reader, prompts: HeldOut, settings: JudgeConfig, precis
             drawn = generate(model, ids, settings.sampling(seed), ends)
         draws.append([_answer(tokens, tokenizer, ends, own=reader.chat is None) for tokens in drawn])
         took = time.monotonic() - started
-        log.info("%s answered %d prompts, seed %d (%.0f s)", folder.name, len(ids), seed, took)
-    return Answers(folder.name, draws)
+        log.info("%s answered %d prompts, seed %d (%.0f s)", shown_name(folder), len(ids), seed, took)
+    return Answers(shown_name(folder), draws)
+
+
+def shown_name(folder: Path) -> str:
+    """A model by its folder's name; runs call theirs all `model`, and are told apart by the folder around it."""
+    place = folder.resolve()
+    return f"{place.parent.name}/{place.name}" if place.name == "model" else place.name
 
 
 def _answer(tokens: list[int], tokenizer: Any, ends: set[int], *, own: bool) -> Answer:
@@ -118,7 +126,7 @@ def judge_models(
     answers.jsonl in `folder`.
     """
     readers = {role: Reader.of(place, pairs.tokenizer) for role, place in models.items()}
-    judge = Judge(Path(settings.reward_model), pairs.tokenizer)
+    judge = Judge(fetch_folder(as_path(settings.reward_model)), pairs.tokenizer)
     # the data's own pairs first: a judge that cannot judge is found out before the long part
     chosen, rejected = (judge.rewards(pairs, pairs.answers(side)) for side in SIDES)
     prompts = pairs.prompts(settings.prompts)
@@ -128,7 +136,7 @@ def judge_models(
     }  # [seeds, prompts]
     _write(folder / ANSWERS_NAME, prompts, settings.seeds, answers, rewards)
     return {
-        "reward_model": judge.folder.name,
+        "reward_model": shown_name(judge.folder),
         "tokenized_again": judge.reader.chat is not None,
         "prompts": len(prompts.ids),
         "settings": settings.model_dump(mode="json", include={"seeds", "temperature", "top_p", "max_new_tokens"}),
@@ -148,6 +156,7 @@ def win_rate(answers: Mapping[str, Answers], rewards: Mapping[str, Array]) -> di
     return {
         "mean": float(seeds.mean()),
         "deviation": spread(seeds),
+        "error": error_over_prompts(scores),
         "seeds": seeds.tolist(),
         "ties": float((scores == 0.5).mean()),
         "length_controlled": length_controlled(scores.ravel(), longer),
@@ -164,7 +173,7 @@ def _describe(answers: Answers, rewards: Array, embedding_model: str | None) -> 
         "tokens": float(np.mean([answer.tokens for answer in flat])),
         "unended": float(np.mean([not answer.ended for answer in flat])),
         **{f"distinct_{n}": lexical(answers.texts, n) for n in NGRAMS},
-        "similarity": semantic(answers.texts, Path(embedding_model)) if embedding_model else None,
+        "similarity": semantic(answers.texts, fetch_folder(as_path(embedding_model))) if embedding_model else None,
         "rewards": rewards.tolist(),
     }
 
@@ -218,6 +227,8 @@ def judge_table(judged: Mapping[str, Any]) -> Table:
     if rate := judged["win_rate"]:
         sure = "" if rate["deviation"] is None else f" ± {100 * rate['deviation']:.1f}"
         table.add_row(f"win rate over {models['against']['name']}, %", f"{100 * rate['mean']:.1f}{sure}", "")
+        if rate["error"] is not None:
+            table.add_row("  its standard error over prompts", f"{100 * rate['error']:.1f}", "")
         table.add_row("win rate at equal length, %", f"{100 * rate['length_controlled']:.1f}", "")
     rows = {
         "reward": lambda model: f"{model['reward']['mean']:.4f}",

@@ -14,6 +14,7 @@ from orpo_data.chat import Chat, Messages
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from orpo_data.places import join
+from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import scan
 from orpo_train.batching import PairDataset
 from orpo_train.evaluate import load_tokenizer
@@ -87,11 +88,12 @@ class HeldOut:
 
 def rows_with_texts(dataset: Path, manifest: Manifest, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """prompt, chosen and rejected by id, of the dataset that the tokens were made of; empty where that is gone."""
-    folder = join(dataset, manifest.inputs[0].path or "")
-    if manifest.stage == "reference" and (folder / MANIFEST_NAME).exists():  # it read token ids, too
-        folder = join(folder, read_manifest(folder).inputs[0].path or "")
-    if not (folder / MANIFEST_NAME).exists():
-        return {}
+    folder = dataset
+    while manifest.stage in TOKEN_STAGES:
+        folder = join(folder, manifest.inputs[0].path or "")
+        if not (folder / MANIFEST_NAME).exists():
+            return {}
+        manifest = read_manifest(folder)
     found = scan(folder).filter(pl.col("id").is_in(ids)).select("id", "prompt", "chosen", "rejected").collect()
     return {row["id"]: row for row in found.to_dicts()}
 

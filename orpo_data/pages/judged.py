@@ -19,23 +19,28 @@ class JudgedView:
     pairs: Histogram | None  # of the data's own answers
     measures: list[tuple[str, str, list[str]]]  # label, meaning, a cell for each model
 
-    @property
-    def names(self) -> list[str]:
-        """ "model" and "against" where both are called alike."""
-        names = [model["name"] for model in self.judge["models"].values()]
-        return names if len(set(names)) == len(names) else list(self.judge["models"])
+    names: dict[str, str]  # what each model is called -> its role
 
 
 def judged_view(judge: Mapping[str, Any]) -> JudgedView:
     """`judge` as pipelines/judging.py writes it into evaluation.json."""
     models = judge["models"]
+    names = _names(models)
+    measures = [measure for measure in MEASURES if measure[0] != "Similarity" or models["model"]["similarity"]]
     return JudgedView(
         judge=judge,
         headlines=_headlines(judge),
-        rewards=value_histogram({role: list(chain(*model["rewards"])) for role, model in models.items()}),
+        rewards=value_histogram({name: list(chain(*models[role]["rewards"])) for name, role in names.items()}),
         pairs=value_histogram(judge["pairs"]),
-        measures=[(label, meaning, [cell(model) for model in models.values()]) for label, meaning, cell in MEASURES],
+        measures=[(label, meaning, [cell(model) for model in models.values()]) for label, meaning, cell in measures],
+        names=names,
     )
+
+
+def _names(models: Mapping[str, Any]) -> dict[str, str]:
+    """ "model" and "against" where both are called alike."""
+    names = {model["name"]: role for role, model in models.items()}
+    return names if len(names) == len(models) else {role: role for role in models}
 
 
 def _headlines(judge: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -60,15 +65,18 @@ def _both(name: str, model: Mapping[str, Any]) -> str:
     return "-" if value is None else f"{figure(value['within'], 3)} / {figure(value['across'], 3)}"
 
 
-_LESS = "of all n-grams of words the share that are distinct, within / across prompts; falls with length"
 MEASURES = [
     ("Reward", "mean over prompts and seeds, ± standard deviation of the seeds' means", _reward),
     ("Characters", "mean length of an answer", lambda model: f"{model['characters']['mean']:,.0f}"),
     ("Tokens", "mean length, in the model's own tokens", lambda model: f"{model['tokens']:,.0f}"),
     ("Cut off", "answers that reached the most new tokens", lambda model: f"{100 * model['unended']:.1f} %"),
-    ("distinct-1", _LESS, lambda model: _both("distinct_1", model)),
-    ("distinct-2", _LESS, lambda model: _both("distinct_2", model)),
-    ("distinct-3", _LESS, lambda model: _both("distinct_3", model)),
+    (
+        "distinct-1",
+        "share of all words that are distinct, within / across prompts; falls with length",
+        lambda model: _both("distinct_1", model),
+    ),
+    ("distinct-2", "of two words in a row", lambda model: _both("distinct_2", model)),
+    ("distinct-3", "of three words in a row", lambda model: _both("distinct_3", model)),
     (
         "Similarity",
         "mean cosine similarity of answers, within / across prompts; lower is more diverse",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_train import win_rate
-from orpo_train.win_rate import length_controlled, longer_wins, outcomes, spread
+from orpo_train.win_rate import error_over_prompts, length_controlled, longer_wins, outcomes, spread
 
 COMPARISONS = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(-900, 900)), min_size=1, max_size=40)
 
@@ -28,6 +28,13 @@ def test_spread_by_hand() -> None:
     """Deviations -1, 0, 1: squares sum to 2, over n - 1 = 2 that is 1."""
     assert spread(np.array([1.0, 2.0, 3.0])) == 1.0
     assert spread(np.array([1.0])) is None
+
+
+def test_error_over_prompts_by_hand() -> None:
+    """Prompts' means .5, 1, 0, .5: their deviation is sqrt(.5 / 3), over sqrt(4)."""
+    scores = np.array([[1.0, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.5]])
+    assert error_over_prompts(scores) == pytest.approx(np.sqrt(0.5 / 3) / 2)
+    assert error_over_prompts(np.array([[1.0], [0.0]])) is None
 
 
 def test_longer_wins_by_hand() -> None:

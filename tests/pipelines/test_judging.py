@@ -19,7 +19,7 @@ from orpo_data.manifest import read_manifest
 from orpo_data.shards import read_table
 from orpo_train.evaluate import load_tokenizer
 from pipelines.evaluation import EvaluationReport, evaluate_model
-from pipelines.judging import Answers, win_rate
+from pipelines.judging import Answers, shown_name, win_rate
 from pipelines.reading import Answer, HeldOut, Reader
 from pipelines.recipe import EvaluateConfig, JudgeConfig
 
@@ -141,6 +141,11 @@ def test_against_itself_all_are_ties(trained, prepared, reward_model, tmp_path):
     assert (told["win_rate"]["mean"], told["win_rate"]["ties"], told["win_rate"]["deviation"]) == (0.5, 1.0, None)
     assert told["win_rate"]["longer_wins"] is None
     assert told["models"]["model"] | {"name": ""} == told["models"]["against"] | {"name": ""}
+
+
+def test_models_are_told_apart_where_runs_call_them_all_the_same(tmp_path):
+    assert shown_name(tmp_path / "orpo" / "model") == "orpo/model"
+    assert shown_name(tmp_path / "SmolLM2") == "SmolLM2"
 
 
 def test_one_prompt_is_answered_once(judged, prepared, chat_tokenizer_dir):

@@ -57,6 +57,16 @@ def test_columns_are_the_models_own_log_probabilities(referenced, prepared, tiny
             assert row[f"ref_{name}_logps"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_samples_of_a_model_judged_on_it_carry_their_texts(referenced, prepared, tiny_model_dir, tmp_path):
+    """The texts lie two folders up: the reference was made of tokens, these of texts."""
+    found = [
+        evaluate_model(tiny_model_dir, dataset, tmp_path / name, EvaluateConfig(samples=1, max_new_tokens=1)).result
+        for name, dataset in (("tokens", prepared / "tokenize"), ("reference", referenced.path))
+    ]
+    assert found[1]["samples"] == found[0]["samples"]
+    assert found[0]["samples"][0]["prompt"]
+
+
 def test_each_prompt_meets_an_answer_to_another_one(referenced):
     rows = read_table(referenced.path, "train").to_pylist()
     prompts = [row["chosen_input_ids"][: row["prompt_len"]] for row in rows]

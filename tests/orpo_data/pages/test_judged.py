@@ -27,7 +27,14 @@ def evaluation(text: str = "judge", against: bool = True, again: bool = False) -
     if against:
         models["against"] = model("base", [[0.0, 1.0], [0.0, 0.5]])
     judged = {role: {"answer": text, "reward": 0.5} for role in models}
-    rate = {"mean": 0.625, "deviation": 0.177, "seeds": [0.75, 0.5], "ties": 0.25, "length_controlled": 0.55}
+    rate = {
+        "mean": 0.625,
+        "deviation": 0.177,
+        "error": 0.125,
+        "seeds": [0.75, 0.5],
+        "ties": 0.25,
+        "length_controlled": 0.55,
+    }
     return {
         "model": text,
         "base_model": None,
@@ -55,14 +62,22 @@ def test_who_wins(read_page):
     text = read_page(evaluation_page(evaluation())).words
     assert "Answers, judged by judge" in text
     assert "Prompts 2 Seeds 2 Win rate 62.5 ± 17.7 % At equal length 55.0 % Judge's pair accuracy 75.0 %" in text
-    assert "by seed: 1: 75.0 %, 5: 50.0 %. The longer answer wins in 60.0 %" in text
+    assert (
+        "by seed, whose standard deviation is the ± above: 1: 75.0 %, 5: 50.0 %. Its standard error over the choice of "
+        "prompts is 12.5 points. The longer answer wins in 60.0 %"
+    ) in text
     assert "25.0 % are ties" in text
     assert "0.5 ± 0.25 0.5 ± 0.25 Characters mean length of an answer 1,234 1,234" in text
     assert "0.5 / 0.25" in text
-    assert "- / 0.75" in text
+    assert "of two words in a row - / 0.75 - / 0.75" in text
     assert "tokenized again" not in text
     assert "tokenized again" in read_page(evaluation_page(evaluation(again=True))).words
     assert "log odds ratio" in text
+    assert "Similarity" not in text
+    alike = evaluation()
+    for told in alike["judge"]["models"].values():
+        told["similarity"] = {"within": 0.875, "across": 0.5}
+    assert "lower is more diverse 0.875 / 0.5 0.875 / 0.5" in read_page(evaluation_page(alike)).words
 
 
 def test_models_of_one_name_are_told_apart(read_page):
