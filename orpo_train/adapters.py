@@ -84,7 +84,7 @@ def merge_lora(adapters: dict[str, Tensor], config: TrainConfig) -> Any:
 
 def adapted_layers(model: Any, modules: list[str] | Literal["all-linear"]) -> list[str]:
     """Full names of the linear layers that `modules` means; a name stands for all layers whose path ends with it."""
-    linears = list(_body_linears(model))
+    linears = list(body_linears(model))
     heads = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
     chosen = set(linears) if modules == "all-linear" else set()
     for wanted in modules if modules != "all-linear" else ():
@@ -110,7 +110,7 @@ def quantize_nf4(model: Any) -> Any:
     from transformers.pytorch_utils import Conv1D
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    for name, layer in _body_linears(model).items():
+    for name, layer in body_linears(model).items():
         weight = layer.weight.detach().T.contiguous() if isinstance(layer, Conv1D) else layer.weight.detach()
         outputs, inputs = weight.shape
         packed = bnb.nn.Linear4bit(inputs, outputs, bias=False, quant_type="nf4", device="meta")
@@ -130,7 +130,7 @@ def _follow_autocast(layer: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].to(layer.compute_dtype),)
 
 
-def _body_linears(model: Any) -> dict[str, Any]:
+def body_linears(model: Any) -> dict[str, Any]:
     """All linear layers before the output head, by full name."""
     from transformers.pytorch_utils import Conv1D
 

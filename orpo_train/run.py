@@ -99,7 +99,7 @@ class Run:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.config.micro_batch_tokens, self.config.micro_batch_size)
+        return limits_of(self.config)
 
 
 def set_up(
@@ -189,6 +189,11 @@ def sides_of(config: TrainConfig) -> tuple[str, ...]:
     """The sides of a pair that training runs through the model."""
     chosen_only = config.objective not in OBJECTIVES or not OBJECTIVES[config.objective].needs_rejected
     return SIDES[:1] if chosen_only else SIDES
+
+
+def limits_of(config: TrainConfig) -> Limits:
+    """What a forward pass may hold."""
+    return Limits(config.micro_batch_tokens, config.micro_batch_size)
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:

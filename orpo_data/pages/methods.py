@@ -1,6 +1,5 @@
 """The page of a comparison of training methods: who wins, what each learned, what it cost, what it is made of."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,18 +89,7 @@ def _logp_charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
 
 def _odds_chart(comparison: Mapping[str, Any]) -> Any:
     """Log odds ratio and log probability ratio of the held-out pairs under ORPO: the paper's picture of the two."""
-    pairs = comparison.get("pair_logps")
-    if not pairs:
+    ratios = comparison["ratios"]
+    if not ratios:
         return None
-    chosen, rejected = pairs["chosen"], pairs["rejected"]
-    return value_histogram(
-        {
-            "log odds ratio": [_log_odds(a) - _log_odds(b) for a, b in zip(chosen, rejected, strict=True)],
-            "log probability ratio": [a - b for a, b in zip(chosen, rejected, strict=True)],
-        }
-    )
-
-
-def _log_odds(logp: float) -> float:
-    logp = min(logp, -1e-6)
-    return logp - math.log(-math.expm1(logp))
+    return value_histogram({"log odds ratio": ratios["odds"], "log probability ratio": ratios["probability"]})

@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from orpo_data.history import lineage
 from orpo_data.manifest import read_manifest
 from orpo_train.loop import TRAIN_NAME
 from orpo_train.run import sides_of
+from orpo_train.win_rate import outcomes
 from pipelines.compare.config import POLICIES
 from pipelines.compare.plan import ANSWERS_NAME, REWARD_MODELS, Job, answers_folder, job_config, model_folder
 from pipelines.layout import Layout
@@ -48,7 +50,7 @@ def collect(jobs: Sequence[Job], outcomes: Mapping[str, Outcome], recipe: Recipe
         "win_rates": _win_rates([job for job in done if job.answers], answered),
         "answers": _answers([job for job in done if job.answers], answered),
         "curves": _curves([job for job in done if not job.answers and job.method not in REWARD_MODELS], root),
-        "pair_logps": _pair_logps(done, answered),
+        "ratios": _ratios(done, answered),
         "costs": _costs(jobs, trained),
     }
 
@@ -67,6 +69,7 @@ def _trained(job: Job, outcome: Outcome, recipe: Recipe, root: Path) -> dict[str
     trained = _read(folder / TRAIN_NAME)
     manifest = read_manifest(folder)
     config = job_config(job, recipe, root)
+    referred = 2 * read_manifest(folder.parent / "reference").rows if config.needs_reference else 0
     base = job.needs[0] if job.needs else Path(config.model).name
     return {
         "name": job.name,
@@ -77,7 +80,7 @@ def _trained(job: Job, outcome: Outcome, recipe: Recipe, root: Path) -> dict[str
         "steps": trained["steps"],
         "exported_step": trained["exported_step"],
         "tokens": trained["tokens"],
-        "forward_passes": trained["pairs"] * len(sides_of(config)),
+        "forward_passes": trained["pairs"] * len(sides_of(config)) + referred,
         "metrics": trained["metrics"],
         "cost": outcome["cost"],
         "lineage": {
@@ -127,45 +130,34 @@ def _rates_of(label: str, other: str, jobs: Sequence[Job], answered: Mapping[str
     both = [[job for job in jobs if job.seed == seed and job.label in (label, other)] for seed in seeds]
     rates = []
     for pair in both:
-        by_label = {job.label: answered[job.name]["draws"] for job in pair}
-        if len(by_label) == 2:
-            rates += [
-                win_rate(mine["rewards"], theirs["rewards"])
-                for mine, theirs in zip(by_label[label], by_label[other], strict=True)
-            ]
+        rewards = {job.label: answered[job.name]["rewards"] for job in pair}
+        if len(rewards) == 2:
+            rates += outcomes(rewards[label], rewards[other]).mean(axis=1).tolist()
     return rates
-
-
-def win_rate(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """Share of prompts whose answer has the higher reward; equal ones count half.
-
-    >>> win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, -1.0])
-    0.625
-    """
-    points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(mine, theirs, strict=True)]
-    return statistics.fmean(points)
 
 
 def _answers(jobs: Sequence[Job], answered: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rewards and lengths of each policy's answers, over all its seeds and draws."""
     table = []
     for label in _labels(jobs):
-        draws = [draw for job in jobs if job.label == label for draw in answered[job.name]["draws"]]
+        told = [answered[job.name] for job in jobs if job.label == label]
+        rewards = [draw for answers in told for draw in answers["rewards"]]
+        characters = [draw for answers in told for draw in answers["characters"]]
         table.append(
             {
                 "label": label,
-                "reward": mean_sd(statistics.fmean(draw["rewards"]) for draw in draws),
-                "tokens": mean_sd(statistics.fmean(draw["tokens"]) for draw in draws),
-                "rewards": [reward for draw in draws for reward in draw["rewards"]],
+                "reward": mean_sd(map(statistics.fmean, rewards)),
+                "characters": mean_sd(map(statistics.fmean, characters)),
+                "rewards": list(chain.from_iterable(rewards)),
             }
         )
     return table
 
 
-def _pair_logps(jobs: Sequence[Job], answered: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Log-probabilities of the held-out pairs under the first ORPO model that answered."""
+def _ratios(jobs: Sequence[Job], answered: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Log odds and log probability ratios of the held-out pairs under the first ORPO model that answered."""
     first = next((job for job in jobs if job.answers and job.method == "orpo"), None)
-    return {"label": first.label, **answered[first.name]["pair_logps"]} if first else None
+    return {"label": first.label, **answered[first.name]["pairs"]} if first else None
 
 
 def _curves(jobs: Sequence[Job], root: Path) -> dict[str, list[dict[str, Any]]]:

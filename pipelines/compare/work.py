@@ -9,11 +9,15 @@ from typing import Any
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
 from orpo_data.shards import read_table
-from orpo_train.answers import judged_answers
+from orpo_train.evaluate import Precision, evaluate, load_tokenizer
 from orpo_train.memory import peak_memory
+from pipelines.compare.config import CompareConfig
 from pipelines.compare.plan import ANSWERS_NAME, Job, answers_folder, job_config, model_folder
+from pipelines.judging import Judge, draw_answers
 from pipelines.layout import Layout
-from pipelines.recipe import Recipe
+from pipelines.reading import HeldOut, Reader
+from pipelines.recipe import JudgeConfig, Recipe
+from pipelines.reference import reference
 from pipelines.training import train_model
 
 log = logging.getLogger(__name__)
@@ -36,8 +40,12 @@ def run_job(job: Job, recipe: Recipe, root: Path) -> Outcome:
 def train(job: Job, recipe: Recipe, root: Path) -> Outcome:
     """The job's model: from the recipe's base model, or from the policy that the method starts from."""
     started, before = time.monotonic(), peak_memory()
-    place, config = Layout(root), job_config(job, recipe, root)
-    report = train_model(place.tokenize, config, model_folder(root, job.name), job=f"{recipe.name} {job.name}")
+    config = job_config(job, recipe, root)
+    dataset, folder = Layout(root).tokenize, model_folder(root, job.name)
+    if config.needs_reference:
+        referring = recipe.model_copy(update={"train": config})
+        dataset = reference(dataset, referring, folder.parent / "reference").path
+    report = train_model(dataset, config, folder, job=f"{recipe.name} {job.name}")
     cost_file = report.path.parent / COST_NAME
     if report.ran:
         cost = {"seconds": time.monotonic() - started, "peak_bytes": peak_memory() - before}
@@ -65,14 +73,36 @@ def answer(job: Job, recipe: Recipe, root: Path) -> Outcome:
     ran = not file.exists() or json.loads(file.read_text("utf-8"))["key"] != key
     if ran:
         log.info("answers: running into %s", file)
-        table = read_table(dataset, "eval") if "eval" in read_manifest(dataset).splits else None
-        if table is None or not len(table):
-            raise OrpoError(f"{dataset}: has no held-out prompts to answer; raise split.eval_fraction")
-        precision = job_config(job.model_copy(update={"needs": job.needs[:1]}), recipe, root).precision
-        pairs = table.slice(0, settings.prompts)
-        told = judged_answers(policy, judge, pairs, settings.sampling, settings.draws, precision)
+        told = _judged_answers(policy, judge, dataset, job_config(job, recipe, root).precision, recipe.compare)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps({"key": key, **told}) + "\n", "utf-8")
         partial.replace(file)
     return {"path": str(file), "ran": ran}
+
+
+def _judged_answers(
+    policy: Path, judge: Path, dataset: Path, precision: Precision, settings: CompareConfig
+) -> dict[str, Any]:
+    """Answers [draws][prompts] with their rewards, and how far the policy tells the held-out pairs apart."""
+    data = read_manifest(dataset)
+    table = read_table(dataset, "eval") if "eval" in data.splits else None
+    if table is None or not len(table):
+        raise OrpoError(f"{dataset}: has no held-out prompts to answer; raise split.eval_fraction")
+    tokenizer = load_tokenizer(policy)
+    prompts = HeldOut(dataset, data, table, tokenizer).prompts(settings.prompts)
+    seeds = [settings.sampling.seed + number for number in range(settings.draws)]
+    asked = settings.sampling.model_dump(include={"max_new_tokens", "temperature", "top_p"})
+    sampling = JudgeConfig(reward_model=str(judge), prompts=settings.prompts, seeds=seeds, **asked)
+    answers = draw_answers(Reader.of(policy, tokenizer), prompts, sampling, precision)
+    judged = Judge(judge, tokenizer)
+    pairs = evaluate(policy, None, table, precision=precision, samples=0)["per_pair"]
+    return {
+        "ids": prompts.ids,
+        "seeds": seeds,
+        "rewards": [judged.rewards(prompts, draw).tolist() for draw in answers.draws],
+        "characters": answers.characters.tolist(),
+        "ended": [[answer.ended for answer in draw] for draw in answers.draws],
+        "texts": answers.texts,
+        "pairs": {"odds": pairs["after_margin"], "probability": pairs["after_probability_ratio"]},
+    }

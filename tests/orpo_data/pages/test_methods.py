@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orpo_data.pages.charts import CHART_HEIGHT, CHART_WIDTH
 from orpo_data.pages.lines import line_chart
-from orpo_data.pages.methods import _log_odds, methods_page, spread
+from orpo_data.pages.methods import methods_page, spread
 
 HOSTILE = "</b><script>alert(1)</script><img src=x onerror=alert(2)>\"' onload='x' {{ 7*7 }}"
 LABELS = ("sft", "orpo lambda=0.1")
@@ -38,7 +38,7 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
         "win_rates": {"orpo lambda=0.1": {"sft": mean(0.625, 0.05), "dpo": None}} if judged else {},
         "answers": [{"label": label, "rewards": [0.0, 1.0, 2.0]} for label in LABELS] if judged else [],
         "curves": dict.fromkeys(LABELS, curve),
-        "pair_logps": {"label": text, "chosen": [-1.0, -2.0], "rejected": [-2.0, -2.0]} if judged else None,
+        "ratios": {"label": text, "odds": [1.5, 0.0], "probability": [1.0, 0.0]} if judged else None,
         "costs": [{"label": label, "runs": 2, **cost} for label in LABELS],
     }
 
@@ -68,13 +68,6 @@ def test_the_page_is_harmless_and_reproducible(read_page):
 
 def test_spread_of_nothing_one_and_two():
     assert [spread(None), spread(mean(0.5), 3), spread(mean(0.125, 0.01), 3, 100)] == ["-", "0.5", "12.5 ± 1"]
-
-
-def test_log_odds_by_hand():
-    """P = 1/2 has odds 1; P = 1/3 has odds 1/2; P = 1 is held finite."""
-    assert _log_odds(math.log(0.5)) == pytest.approx(0)
-    assert _log_odds(math.log(1 / 3)) == pytest.approx(math.log(0.5))
-    assert math.isfinite(_log_odds(0.0))
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.floats(-1e6, 1e6)), min_size=1, max_size=5))

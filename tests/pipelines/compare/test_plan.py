@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_data.errors import UsageError
-from pipelines.compare.plan import job_config, plan
+from pipelines.compare.plan import job_config, model_folder, plan
 from pipelines.documents import ready_recipes
 from pipelines.recipe import Recipe
 
@@ -15,7 +15,7 @@ DOCUMENT = {
     "tokenize": {"tokenizer": "some/tokenizer"},
     "train": {"model": "some/model", "lambda": 0.5},
 }
-OPTIONAL = ("reward", "judge", "orpo")
+OPTIONAL = ("reward", "judge", "dpo", "orpo")
 
 
 def recipe_of(**compare: object) -> Recipe:
@@ -38,9 +38,9 @@ def test_every_job_stands_once_and_behind_what_it_needs(methods, seeds):
 
 
 def test_the_plan_of_a_whole_comparison():
-    methods = {name: {} for name in ("reward", "judge", "sft", "orpo")}
+    methods = {name: {} for name in ("reward", "judge", "sft", "dpo", "orpo")}
     jobs = plan(recipe_of(methods=methods, seeds=[1], lambdas=[0.5, 1.0]))
-    policies = {"sft,seed=1": ()} | {f"orpo,lambda={x},seed=1": () for x in (0.5, 1)}
+    policies = {"sft,seed=1": (), "dpo,seed=1": ("sft,seed=1",)} | {f"orpo,lambda={x},seed=1": () for x in (0.5, 1)}
     expected = {"reward": (), "judge": ()}
     for name, needs in policies.items():
         expected |= {name: needs, f"{name},answers": (name, "judge")}
@@ -49,6 +49,7 @@ def test_the_plan_of_a_whole_comparison():
         "reward",
         "judge",
         "sft",
+        "dpo",
         "orpo lambda=0.5",
         "orpo lambda=1",
     ]
@@ -62,6 +63,13 @@ def test_a_method_has_the_recipes_settings_and_its_own(tmp_path):
     assert (sft.objective, sft.learning_rate, sft.epochs, sft.seed) == ("sft", 0.25, 1, 7)
     assert (first.objective, first.lambda_, first.learning_rate, first.epochs) == ("orpo", 0.5, 8e-6, 3)
     assert second.lambda_ == 2.0
+
+
+def test_a_policy_starts_from_the_one_it_needs(tmp_path):
+    recipe = recipe_of(methods={"sft": {}, "dpo": {}}, seeds=[1])
+    sft, dpo = plan(recipe)
+    assert job_config(sft, recipe, tmp_path).model == "some/model"
+    assert job_config(dpo, recipe, tmp_path).model == str(model_folder(tmp_path, "sft,seed=1"))
 
 
 @pytest.mark.parametrize(
@@ -100,5 +108,5 @@ def test_a_recipe_that_cannot_be_compared(missing, says):
 def test_the_papers_small_models_are_compared_as_in_the_paper(name):
     recipe = Recipe.read(name)
     assert recipe.compare is not None
-    assert {"reward", "judge", "sft", "orpo"} <= recipe.compare.methods.keys()
+    assert {"reward", "judge", "sft", "dpo", "orpo"} <= recipe.compare.methods.keys()
     assert recipe.compare.methods["sft"] == {"learning_rate": 1e-5, "epochs": 1}

@@ -31,11 +31,10 @@ def test_every_prompt_is_answered_in_every_draw(answered):
         "path": str(root / "compare/sft,seed=1/answers/answers.json"),
         "ran": True,
     }
-    assert [draw["seed"] for draw in told["draws"]] == [5, 6]
-    for draw in told["draws"]:
-        assert len(draw["rewards"]) == len(draw["tokens"]) == len(draw["ended"]) == len(told["ids"]) == 3
-        assert all(1 <= tokens <= 4 for tokens in draw["tokens"])
-    assert len(told["pair_logps"]["chosen"]) == 3
+    assert told["seeds"] == [5, 6]
+    assert len(told["ids"]) == 3
+    for column in ("rewards", "characters", "ended", "texts"):
+        assert [len(draw) for draw in told[column]] == [3, 3], column
 
 
 def test_answers_are_the_models_own_and_their_rewards_the_judges(answered):
@@ -50,16 +49,16 @@ def test_answers_are_the_models_own_and_their_rewards_the_judges(answered):
 
     root, _, _ = answered
     told = json.loads((root / "compare/sft,seed=1/answers/answers.json").read_text())
-    data = PairDataset(read_table(root / "tokenize", "eval"))
+    table = read_table(root / "tokenize", "eval")
+    data, rows = PairDataset(table), table["id"].to_pylist()
     folder = root / "compare/sft,seed=1/model"
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     judge = load_reward_model(root / "compare/judge/model")
-    for number, draw in enumerate(told["draws"]):
-        for pair, reward in enumerate(draw["rewards"]):
-            prompt = data.ids(pair, "chosen")[: data.prompt_len(pair)].tolist()
+    for number, rewards in enumerate(told["rewards"]):
+        for name, reward in zip(told["ids"], rewards, strict=True):
+            prompt = data.prompt(rows.index(name)).tolist()
             sampling = Sampling(max_new_tokens=4, seed=5 + number)
             (answer,) = generate(model, [prompt], sampling, end_tokens(model, tokenizer))
-            assert draw["tokens"][pair] == len(answer)
             assert score(judge, [prompt + answer]).tolist() == pytest.approx([reward], abs=1e-4)
 
 
