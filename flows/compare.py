@@ -95,5 +95,5 @@ def compare_flow(recipe: str, overrides: list[str] | None = None, output: str | 
 
 def _runner(settings: Recipe) -> TaskRunner[Any]:
     if settings.runner.kind == "local":
-        return ThreadPoolTaskRunner(max_workers=1)
+        return ThreadPoolTaskRunner(max_workers=settings.runner.workers)
     return task_runner(settings.runner)

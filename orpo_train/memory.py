@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError
 from orpo_train.adapters import attach_lora, body_linears
@@ -25,11 +25,12 @@ from orpo_train.objectives import OBJECTIVES
 from orpo_train.run import limits_of, sides_of
 
 Sharding = Literal["none", "optimizer", "all"]
-"""What is held in pieces, one for each process: nothing (DDP), gradients and optimizer (ZeRO-2), weights too (FSDP, ZeRO-3)."""
+"""What is held in pieces, one in each process: nothing (DDP), gradients and optimizer (ZeRO-2), weights too (FSDP)."""
 
 STATUS = Path("/proc/self/status")
 FP32 = 4
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, a scale of 8 bits for 64, one of 32 for 256 of those
+HEAP_GAPS = 0.1
 PLANNED_STEPS = 50  # whose batches are looked through for the largest forward pass
 
 
@@ -45,15 +46,23 @@ class MemoryEstimate:
     optimizer: int  # AdamW's mean and variance
     activations: int  # what the forward pass keeps for the backward pass
     head: int  # chunks of logits, and the output embedding's gradient and its copy in the products' precision
-    gathered: int = 0  # weights of the layers at work, where others hold the pieces
+    whole: int  # weights that a process has whole for a while where it holds but a piece of each
     several_passes: bool = True  # an optimizer step has several forward passes: gradients are there during the next one
 
     @property
+    def allocator(self) -> int:
+        """What lies between the pieces of memory that are in use, as measured on the CPU: see benchmarks/memory.py."""
+        return 0 if torch.accelerator.is_available() else round(HEAP_GAPS * self._in_use)
+
+    @property
     def total(self) -> int:
+        return self._in_use + self.allocator
+
+    @property
+    def _in_use(self) -> int:
         passing = self.activations + self.head
-        if not self.several_passes:  # gradients come as activations go
-            return self.weights + self.optimizer + self.gathered + max(passing, self.gradients)
-        return self.weights + self.optimizer + self.gathered + passing + self.gradients
+        last = passing + self.gradients if self.several_passes else max(passing, self.gradients)
+        return self.weights + self.optimizer + last  # in a single pass gradients come as activations go
 
 
 def estimate_memory(config: TrainConfig, base: Path, data: PairDataset) -> MemoryEstimate:
@@ -62,58 +71,37 @@ def estimate_memory(config: TrainConfig, base: Path, data: PairDataset) -> Memor
     `base` is the model's local folder, of which only the configuration is read. Raises OrpoError where transformers
     does not know the model.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
+    model = _empty_model(config, base)
+    linears = sum(layer.weight.numel() for layer in body_linears(model).values())
+    outside, layer = _outside_and_layer(model)
+    if config.lora:
+        attach_lora(model, config.lora)
+    parameters = [*model.parameters()]
+    count, trained = (sum(p.numel() for p in group) for group in (parameters, _trained(parameters)))
     batch, several = largest_pass(config, data)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = _empty_model(config, base)
-        linears = sum(layer.weight.numel() for layer in body_linears(model).values())
-        if config.lora:
-            attach_lora(model, config.lora)
-        parameters = list(model.parameters())
-        count = sum(p.numel() for p in parameters)
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        kept = _activations(model, config, batch)
-        head = _head_bytes(model, config, len(batch.positions))
     weights = FP32 * count
     if config.lora and config.lora.quantize:
         weights -= round((FP32 - NF4) * linears)
-    rows, width = batch.input_ids.shape
     return MemoryEstimate(
         parameters=count,
         trained=trained,
-        tokens=rows * width,
+        tokens=batch.input_ids.numel(),
         weights=weights,
         gradients=FP32 * trained,
         optimizer=2 * FP32 * trained,
-        activations=kept,
-        head=head,
+        activations=_activations(model, config, batch, linears),
+        head=_head_bytes(model, config, len(batch.positions)),
+        whole=FP32 * (outside + 2 * layer),
         several_passes=several,
     )
 
 
-def in_pieces(estimate: MemoryEstimate, sharding: Sharding, processes: int, gathered: int) -> MemoryEstimate:
-    """The estimate for each of several processes; `gathered` bytes of weights are whole at a time where all is cut up."""
+def in_pieces(estimate: MemoryEstimate, sharding: Sharding, processes: int) -> MemoryEstimate:
+    """The estimate for each of several processes, each with forward passes as large."""
     if sharding == "none" or processes == 1:
         return estimate
-    cut = {"gradients": estimate.gradients // processes, "optimizer": estimate.optimizer // processes}
-    if sharding == "all":
-        cut |= {"weights": estimate.weights // processes, "gathered": gathered}
-    return replace(estimate, **cut)
-
-
-def gathered_bytes(config: TrainConfig, base: Path) -> int:
-    """Weights that FSDP and ZeRO-3 hold whole in each process: what lies outside the layers, and two layers."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = _empty_model(config, base)
-        names = set(model._no_split_modules or ())
-        layers = [
-            sum(p.numel() for p in module.parameters()) for module in model.modules() if type(module).__name__ in names
-        ]
-        outside = sum(p.numel() for p in model.parameters()) - sum(layers)
-    return FP32 * (outside + 2 * max(layers, default=0))
+    cut = replace(estimate, gradients=estimate.gradients // processes, optimizer=estimate.optimizer // processes)
+    return cut if sharding == "optimizer" else replace(cut, weights=estimate.weights // processes + estimate.whole)
 
 
 def largest_pass(config: TrainConfig, data: PairDataset) -> tuple[Batch, bool]:
@@ -134,7 +122,7 @@ def largest_pass(config: TrainConfig, data: PairDataset) -> tuple[Batch, bool]:
 
 
 def _empty_model(config: TrainConfig, base: Path) -> Any:
-    """The model of a folder's configuration, in fp32, inside FakeTensorMode."""
+    """The model of a folder's configuration in fp32, on the device of tensors without contents."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     scalar = OBJECTIVES[config.objective].scalar_head
@@ -142,15 +130,32 @@ def _empty_model(config: TrainConfig, base: Path) -> Any:
     settings = {"num_labels": 1} if scalar else {}
     try:
         known = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code, **settings)
-        return kind.from_config(known, dtype=torch.float32, trust_remote_code=config.trust_remote_code).train()
+        with torch.device("meta"):
+            return kind.from_config(known, dtype=torch.float32, trust_remote_code=config.trust_remote_code).train()
     except (OSError, ValueError) as error:
         raise OrpoError(f"train.model: {str(base)!r}: {str(error).strip().splitlines()[0]}") from None
 
 
-def _activations(model: Any, config: TrainConfig, batch: Batch) -> int:
-    """Bytes that autograd keeps of a forward pass through the body."""
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+def _trained(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def _outside_and_layer(model: Any) -> tuple[int, int]:
+    """Numbers of weights outside of the model's layers, and in the largest of them."""
+    names = set(model._no_split_modules or ())
+    layers = [
+        sum(p.numel() for p in module.parameters()) for module in model.modules() if type(module).__name__ in names
+    ]
+    whole: int = sum(p.numel() for p in model.parameters())
+    return whole - sum(layers), max(layers, default=0)
+
+
+def _activations(model: Any, config: TrainConfig, batch: Batch, linears: int) -> int:
+    """Bytes that autograd keeps of a forward pass through the body, whose linear layers have `linears` weights."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     kept: dict[int, torch.UntypedStorage] = {}
+    weights: set[int] = set()
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -158,18 +163,36 @@ def _activations(model: Any, config: TrainConfig, batch: Batch) -> int:
             kept[storage._cdata] = storage
         return tensor
 
+    half = config.precision == "bf16"
     if batch.branches is not None:
         use_packed_attention(model, "sdpa")
-    packed = {} if batch.branches is None else {"branches": batch.branches}
-    asked = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids, "use_cache": False}
-    half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
-    with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.base_model(input_ids=batch.input_ids, **asked, **packed).last_hidden_state
-    whole = sum(storage.nbytes() for storage in kept.values())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _as_if_on_the_cpu(model)
+        weights |= {p.untyped_storage()._cdata for p in model.parameters()}
+        packed = {} if batch.branches is None else {"branches": batch.branches}
+        asked = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids, "use_cache": False}
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), hooks:
+            hidden = model.base_model(input_ids=batch.input_ids, **asked, **packed).last_hidden_state
+        whole = sum(storage.nbytes() for storage in kept.values())
     if not config.gradient_checkpointing:
         return whole
+    copies = 2 * linears if half else 0  # in bf16, which autocast keeps
     layers = model.config.num_hidden_layers  # each keeps its input, and one at a time is run again
-    return int(layers * hidden.numel() * FP32 + whole / layers)
+    return int(layers * hidden.numel() * FP32 + (whole - copies) / layers + copies)
+
+
+def _as_if_on_the_cpu(model: nn.Module) -> None:
+    """Inside FakeTensorMode: tensors that have no contents, but a device; what shared its weights does so again."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is not None and id(tensor) not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+                own[name] = None if tensor is None else made[id(tensor)]
 
 
 def _head_bytes(model: Any, config: TrainConfig, positions: int) -> int:
@@ -181,7 +204,8 @@ def _head_bytes(model: Any, config: TrainConfig, positions: int) -> int:
     vocabulary, width = head.weight.shape
     logits = min(CHUNK_LOGITS, positions * vocabulary)
     copies = (2 if half else 0) + ((FP32 + (2 if half else FP32)) if head.weight.requires_grad else 0)
-    return vocabulary * width * copies + logits * (FP32 + (2 * 2 if half else 0)) + 2 * positions * width * FP32
+    at_work: int = vocabulary * width * copies + logits * (FP32 + (2 * 2 if half else 0)) + 2 * positions * width * FP32
+    return at_work
 
 
 def peak_memory() -> int:

@@ -170,6 +170,10 @@ class RunnerConfig(_Section):
         default=None, description="Of the cluster's scheduler; by default one is started here for the run."
     )
 
+    workers: int = Field(
+        default=1, ge=1, description="Of the local runner: jobs of a comparison that run at a time, in processes."
+    )
+
     @model_validator(mode="after")
     def _installed(self) -> Self:
         if self.kind != "local":

@@ -33,22 +33,42 @@ def train(
             help="Train once for each value of a key and compare, e.g. lambda=0.1,0.5,1.0; several form the product.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what memory the run would take, and train nothing.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="With --dry-run: how many processes it is shown for.")] = 4,
     as_json: JsonOption = False,
 ) -> None:
     """Train on a tokenized dataset; a run, or a sweep of runs, that was interrupted goes on where it was."""
     from pipelines.jobs import sweep_jobs, training_job
 
     asked = (recipe, dataset, model, output, overrides or [])
-    if sweeps:
+    if dry_run:
+        _dry_run(training_job(*asked), processes, as_json)
+    elif sweeps:
         _train_sweep(sweep_jobs(sweeps, *asked), as_json)
     else:
         _train_one(training_job(*asked), as_json)
 
 
+def _dry_run(job: "TrainingJob", processes: int, as_json: bool) -> None:
+    from pipelines.console import out
+    from pipelines.memory import job_memory, memory_json, memory_table
+
+    estimate = job_memory(job)
+    if as_json:
+        print_json(memory_json(estimate, processes))
+    else:
+        out.print(memory_table(estimate, processes))
+
+
 def _train_one(job: "TrainingJob", as_json: bool) -> None:
     from orpo_train.run import process_state
+    from pipelines.memory import say_memory
     from pipelines.training import train_model
 
+    if process_state().is_main_process:
+        say_memory(job)
     report = train_model(job.dataset, job.config, job.output, job=job.name, show_progress=True)
     if not process_state().is_main_process:
         return

@@ -177,6 +177,7 @@ def _costs(jobs: Sequence[Job], trained: Mapping[str, dict[str, Any]]) -> list[d
                 "label": label,
                 "runs": len(runs),
                 "seconds": mean_sd(cost["seconds"] for cost in costs),
+                "cpu_seconds": mean_sd(cost.get("cpu_seconds") for cost in costs),
                 "peak_bytes": mean_sd(cost["peak_bytes"] for cost in costs),
                 **{name: mean_sd(run[name] for run in runs) for name in ("steps", "tokens", "forward_passes")},
             }

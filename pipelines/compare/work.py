@@ -39,7 +39,7 @@ def run_job(job: Job, recipe: Recipe, root: Path) -> Outcome:
 
 def train(job: Job, recipe: Recipe, root: Path) -> Outcome:
     """The job's model: from the recipe's base model, or from the policy that the method starts from."""
-    started, before = time.monotonic(), peak_memory()
+    started, worked, before = time.monotonic(), time.process_time(), peak_memory()
     config = job_config(job, recipe, root)
     dataset, folder = Layout(root).tokenize, model_folder(root, job.name)
     if config.needs_reference:
@@ -48,7 +48,8 @@ def train(job: Job, recipe: Recipe, root: Path) -> Outcome:
     report = train_model(dataset, config, folder, job=f"{recipe.name} {job.name}")
     cost_file = report.path.parent / COST_NAME
     if report.ran:
-        cost = {"seconds": time.monotonic() - started, "peak_bytes": peak_memory() - before}
+        seconds = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - worked}
+        cost = {**seconds, "peak_bytes": peak_memory() - before}
         cost_file.write_text(json.dumps(cost) + "\n", "utf-8")
     return {
         "path": str(report.path),

@@ -25,7 +25,8 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
     curve = [{"step": step, "eval/logps/chosen": -2.0, "eval/logps/rejected": -3.0} for step in (0, 5)]
     run = {"name": text, "model": text, "lineage": {"weights": "w", "base": text, "base_weights": "b", "dataset": "d"}}
     run["lineage"]["raw"] = [{"name": text, "sha256": "s"}]
-    cost = {"seconds": mean(75), "peak_bytes": None, "steps": mean(3), "tokens": mean(1e6), "forward_passes": mean(48)}
+    times = {"seconds": mean(75), "cpu_seconds": mean(7325), "peak_bytes": None}
+    cost = {**times, "steps": mean(3), "tokens": mean(1e6), "forward_passes": mean(48)}
     return {
         "name": text,
         "base_model": text,
@@ -49,7 +50,7 @@ def test_the_page_has_every_figure(read_page):
     assert "Win rate, % over sft over dpo orpo lambda=0.1 62.5 ± 5 -" in words
     assert "The judge is the reward model that PPO learned from" in words
     assert "sft 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 2" in words
-    assert "sft 1 min 15 s - 3 1,000,000 48" in words
+    assert "sft 1 min 15 s 2 h 2 min - 3 1,000,000 48" in words
     assert "Odds against probabilities" in words
 
 
