@@ -21,7 +21,6 @@ from orpo_train.config import TrainConfig
 from orpo_train.layout import Batch, collate_packed, collate_plain
 from orpo_train.logprobs import CHUNK_LOGITS
 from orpo_train.model import PLAIN, rounded_up
-from orpo_train.objectives import OBJECTIVES
 from orpo_train.run import limits_of, sides_of
 
 Sharding = Literal["none", "optimizer", "all"]
@@ -125,9 +124,8 @@ def _empty_model(config: TrainConfig, base: Path) -> Any:
     """The model of a folder's configuration in fp32, on the device of tensors without contents."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    scalar = OBJECTIVES[config.objective].scalar_head
-    kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-    settings = {"num_labels": 1} if scalar else {}
+    kind = AutoModelForSequenceClassification if config.scalar_head else AutoModelForCausalLM
+    settings = {"num_labels": 1} if config.scalar_head else {}
     try:
         known = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code, **settings)
         with torch.device("meta"):

@@ -52,8 +52,10 @@ def method_config(recipe: Recipe, method: Method, origin: str = "recipe", **sett
     """The `train` section as a method has it; `settings` come last."""
     assert recipe.train is not None
     assert recipe.compare is not None
-    objective = "reward" if method in REWARD_MODELS else method
-    values = merge(recipe.train.model_dump(mode="json", by_alias=True), {"objective": objective})
+    own: dict[str, Any] = {"objective": "reward" if method in REWARD_MODELS else method}
+    if method == "ppo":
+        own["ppo"] = {"reward_model": _reward_models(recipe.compare)[0]}
+    values = merge(recipe.train.model_dump(mode="json", by_alias=True), own)
     values = merge(merge(values, recipe.compare.methods[method]), settings)
     try:
         return TrainConfig.model_validate(values)
@@ -114,6 +116,8 @@ def job_config(job: Job, recipe: Recipe, root: Path) -> TrainConfig:
         settings["lambda"] = job.lambda_
     if job.method in ("dpo", "ppo"):
         settings["model"], settings["revision"] = str(model_folder(root, job.needs[0])), None
+    if job.method == "ppo":
+        settings["ppo"] = {"reward_model": str(model_folder(root, job.needs[1]))}
     return method_config(recipe, job.method, **settings)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from orpo_data.history import lineage
 from orpo_data.manifest import read_manifest
 from orpo_train.loop import TRAIN_NAME
-from orpo_train.run import sides_of
 from orpo_train.win_rate import outcomes
 from pipelines.compare.config import POLICIES
 from pipelines.compare.plan import ANSWERS_NAME, REWARD_MODELS, Job, answers_folder, job_config, model_folder
@@ -80,7 +79,7 @@ def _trained(job: Job, outcome: Outcome, recipe: Recipe, root: Path) -> dict[str
         "steps": trained["steps"],
         "exported_step": trained["exported_step"],
         "tokens": trained["tokens"],
-        "forward_passes": trained["pairs"] * len(sides_of(config)) + referred,
+        "forward_passes": trained["forward_passes"] + referred,
         "metrics": trained["metrics"],
         "cost": outcome["cost"],
         "lineage": {

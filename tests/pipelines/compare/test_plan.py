@@ -15,7 +15,7 @@ DOCUMENT = {
     "tokenize": {"tokenizer": "some/tokenizer"},
     "train": {"model": "some/model", "lambda": 0.5},
 }
-OPTIONAL = ("reward", "judge", "dpo", "orpo")
+OPTIONAL = ("reward", "judge", "dpo", "ppo", "orpo")
 
 
 def recipe_of(**compare: object) -> Recipe:
@@ -23,7 +23,9 @@ def recipe_of(**compare: object) -> Recipe:
 
 
 @given(
-    methods=st.sets(st.sampled_from(OPTIONAL)).map(lambda names: {name: {} for name in ("sft", *sorted(names))}),
+    methods=st.sets(st.sampled_from(OPTIONAL))
+    .filter(lambda s: "ppo" not in s or s & {"reward", "judge"})
+    .map(lambda names: {name: {} for name in ("sft", *sorted(names))}),
     seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
 )
 def test_every_job_stands_once_and_behind_what_it_needs(methods, seeds):
@@ -38,9 +40,10 @@ def test_every_job_stands_once_and_behind_what_it_needs(methods, seeds):
 
 
 def test_the_plan_of_a_whole_comparison():
-    methods = {name: {} for name in ("reward", "judge", "sft", "dpo", "orpo")}
+    methods = {name: {} for name in ("reward", "judge", "sft", "dpo", "ppo", "orpo")}
     jobs = plan(recipe_of(methods=methods, seeds=[1], lambdas=[0.5, 1.0]))
-    policies = {"sft,seed=1": (), "dpo,seed=1": ("sft,seed=1",)} | {f"orpo,lambda={x},seed=1": () for x in (0.5, 1)}
+    policies = {"sft,seed=1": (), "dpo,seed=1": ("sft,seed=1",)}
+    policies |= {"ppo,seed=1": ("sft,seed=1", "reward")} | {f"orpo,lambda={x},seed=1": () for x in (0.5, 1)}
     expected = {"reward": (), "judge": ()}
     for name, needs in policies.items():
         expected |= {name: needs, f"{name},answers": (name, "judge")}
@@ -50,6 +53,7 @@ def test_the_plan_of_a_whole_comparison():
         "judge",
         "sft",
         "dpo",
+        "ppo",
         "orpo lambda=0.5",
         "orpo lambda=1",
     ]
@@ -108,5 +112,5 @@ def test_a_recipe_that_cannot_be_compared(missing, says):
 def test_the_papers_small_models_are_compared_as_in_the_paper(name):
     recipe = Recipe.read(name)
     assert recipe.compare is not None
-    assert {"reward", "judge", "sft", "dpo", "orpo"} <= recipe.compare.methods.keys()
+    assert {"reward", "judge", "sft", "dpo", "ppo", "orpo"} <= recipe.compare.methods.keys()
     assert recipe.compare.methods["sft"] == {"learning_rate": 1e-5, "epochs": 1}
