@@ -1,4 +1,4 @@
-"""DPO in a comparison: its reference is the SFT model it starts from."""
+"""DPO and PPO in a comparison: both start from the SFT model, one holds to it, one learns from the reward model."""
 
 import shutil
 
@@ -25,3 +25,25 @@ def test_dpo_starts_from_sft_and_holds_to_it(comparing, prepared, tmp_path):
     assert dpo["lineage"]["base"] == "sft,seed=1"
     assert sft["forward_passes"] == 2 * 4
     assert dpo["forward_passes"] == 2 * 4 * 2 + 2 * reference.rows  # each pair twice, and all pairs by the reference
+
+
+def test_ppo_starts_from_sft_and_learns_from_the_reward_model(comparing, prepared, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(prepared, root)
+    settings = "{max_steps: 1, ppo: {max_new_tokens: 4, epochs: 1, minibatches: 1}}"
+    recipe = comparing(
+        f"compare={{methods: {{reward: {{seed: 3}}, sft: {{}}, ppo: {settings}}}, seeds: [1], prompts: 2}}"
+    )
+    jobs = plan(recipe)
+    outcomes = {job.name: run_job(job, recipe, root) for job in jobs}
+    trained = read_manifest(model_folder(root, "ppo,seed=1"))
+    assert trained.recipe["train"]["ppo"]["kl"] == 0.1
+    assert trained.recipe["train"]["ppo"]["max_new_tokens"] == 4
+    assert trained.recipe["train"]["seed"] == 1
+    assert read_manifest(model_folder(root, "reward")).recipe["train"]["seed"] == 3
+    comparison = collect(jobs, outcomes, recipe, root)
+    ppo = comparison["runs"][-1]
+    assert (ppo["label"], ppo["steps"], ppo["lineage"]["base"]) == ("ppo", 1, "sft,seed=1")
+    assert ppo["forward_passes"] > 4
+    assert [row["label"] for row in comparison["answers"]] == ["sft", "ppo"]
+    assert not any(run_job(job, recipe, root)["ran"] for job in jobs)
