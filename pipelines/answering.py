@@ -23,6 +23,7 @@ from orpo_train.evaluate import Precision, load_tokenizer
 from orpo_train.generate import end_tokens, generate
 from orpo_train.model import load_model
 from pipelines.forms import FORMS, Question, read_questions
+from pipelines.ifeval import FollowedInstructions, check_answers, require_rules
 from pipelines.recipe import explain_errors
 from pipelines.training import fetch_model, model_fingerprint
 
@@ -47,6 +48,7 @@ class AnswersReport:
     card: Path
     questions: int
     unended: int  # answers that reached the most new tokens
+    followed: FollowedInstructions | None = None  # by IFEval's rules, if they were asked for
 
 
 def answer_questions(
@@ -59,14 +61,19 @@ def answer_questions(
     chat_template: str | None = None,
     sampling: Mapping[str, Any] | None = None,
     precision: Precision | None = None,
+    check: bool = False,
 ) -> AnswersReport:
     """Answer a judge's questions and write its file and, beside it, FILE.md with every setting.
 
     `form` is one of FORMS; `sampling` overrides the judge's own settings, and a temperature in it holds for all
-    questions. Both files are written last, each whole. OrpoError if the questions cannot be read or the model has no
-    chat template.
+    questions; `check` runs IFEval's own rules on the answers. Both files are written last, each whole.
+    OrpoError if the questions cannot be read or the model has no chat template.
     """
     judge, given = FORMS[form], sampling or {}
+    if check and form != "ifeval":
+        raise UsageError(f"--check: there are rules for ifeval alone, not for {form}")
+    if check:
+        require_rules()
     settings = _settings(judge.sampling, given)
     questions = read_questions(prompts, judge)
     folder = fetch_model(model, None)
@@ -78,6 +85,7 @@ def answer_questions(
     ]
     precision = precision or ("bf16" if torch.cuda.is_available() else "fp32")
     answers, unended = _answer(folder, chat, questions, temperatures, settings, precision)
+    followed = check_answers(questions, [answer for (answer,) in answers]) if check else None
     _write(output, judge.answers(questions, answers, name))
     shown = {
         "model": f"{folder.name}, fingerprint `{model_fingerprint(folder)[:12]}`",
@@ -92,10 +100,14 @@ def answer_questions(
         "packages": ", ".join(f"{package} {number}" for package, number in provenance.package_versions().items()),
         "defaults from": judge.source,
     }
+    if followed:
+        shown |= {
+            f"followed, {name.replace('_', ', ')}": f"{100 * share:.2f} %" for name, share in vars(followed).items()
+        }
     rows = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     card = output.with_name(f"{output.name}.md")
     _write(card, CARD.format(name=name, form=form, file=output.name, sha256=file_sha256(output), settings=rows))
-    return AnswersReport(output, card, len(questions), unended)
+    return AnswersReport(output, card, len(questions), unended, followed)
 
 
 def _settings(usual: Sampling, given: Mapping[str, Any]) -> Sampling:

@@ -184,6 +184,9 @@ def generate(
     precision: Annotated[
         Literal["fp32", "bf16"] | None, typer.Option(help="By default bf16 on a GPU, otherwise fp32.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run IFEval's own rules on the answers (pip install -e '.[ifeval]').")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer the questions of AlpacaEval, MT-Bench or IFEval, in the file form that judge reads."""
@@ -199,9 +202,14 @@ def generate(
         chat_template=chat_template,
         sampling={name: value for name, value in asked.items() if value is not None},
         precision=precision,
+        check=check,
     )
+    followed = vars(report.followed) if report.followed else {}
     if as_json:
-        print_json(vars(report) | {"path": str(report.path), "card": str(report.card)})
+        told = {"path": str(report.path), "card": str(report.card), "followed": followed or None}
+        print_json(vars(report) | told)
     else:
         print(f"{report.questions:,} questions answered, {report.unended:,} answers cut off")
+        for name, share in followed.items():
+            print(f"{name.replace('_', ', ')}: {100 * share:.2f} % followed")
         print(report.path, report.card, sep="\n")
