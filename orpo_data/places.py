@@ -9,12 +9,13 @@ import hashlib
 import os
 import posixpath
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from orpo_data.errors import UsageError
+from orpo_data.errors import OrpoError, UsageError
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 """Folders are not made there, and listings are not kept: other machines write too."""
@@ -138,7 +139,17 @@ def send(file: Path, to: Path) -> None:
 
     fs, name = storage(to)
     make_folder(to.parent)
-    persistently(to.name, lambda: fs.put_file(str(file), name))
+    with _told(to):
+        persistently(to.name, lambda: fs.put_file(str(file), name))
+
+
+@contextmanager
+def _told(to: Path) -> Iterator[None]:
+    """A storage that has no such bucket does not say which."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OrpoError(f"{to}: cannot be written: {error}") from None
 
 
 def copy(file: Path, to: Path) -> Path:
@@ -164,7 +175,8 @@ def append(file: Path, text: str) -> None:
             stream.write(text)
     else:
         before = file.read_bytes() if file.exists() else b""
-        file.write_bytes(before + text.encode())
+        with _told(file):
+            file.write_bytes(before + text.encode())
 
 
 def remove_folder(folder: Path) -> None:
