@@ -7,6 +7,7 @@ in jinja's sandbox. Nothing here depends on a file's name or time: `fingerprint`
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from orpo_data.errors import OrpoError, UsageError
 from orpo_data.layout import Layout, Roles, fill
 from orpo_data.manifest import digest
 from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
-from orpo_data.rendering import TEMPLATE_ERRORS, Renderer, step_limit
+from orpo_data.rendering import TEMPLATE_ERRORS, Renderer, TemplateLimitError, step_limit
 from orpo_data.tokenizer_files import model_of, tokenizer_folder
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
     "qwen": ("<|im_start|>", "<|im_end|>"),
 }
 """What a named template writes that must be one token each. The others are plain text and take any tokenizer."""
+
+TURN_LABELS = (
+    *("\n\nHuman:", "\n\nAssistant:", "### Instruction:", "### Response:", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end|>", "<s>", "</s>", "<|endoftext|>"),
+)
+"""What begins or ends a turn in some template's text; it counts where the template at hand writes it."""
 
 _PROBE_QUESTION = "Which colour does the evening sky have?"
 _PROBE_ANSWER = "Crimson, mostly."
@@ -86,6 +94,7 @@ class Chat:
         self._renderer = Renderer(template, tokenizer.special_tokens_map)
         self._layouts: dict[tuple[Roles, Roles, int], Layout | None] = {}
         with step_limit():
+            self._try_out()
             self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
             header = self._probe_header()
         self._header = self._probe_prefix_space(header)
@@ -130,6 +139,16 @@ class Chat:
         added = self.tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
         return sorted(special | set(self.own_tokens))
+
+    @cached_property
+    def turn_labels(self) -> list[str]:
+        """Texts that begin or end a turn where this template writes them."""
+        turns = [{"role": role, "content": "-"} for role in ("user", "assistant", "user", "assistant")]
+        written = ""
+        for messages in (turns, [{"role": "system", "content": "-"}, *turns]):
+            with suppress(jinja2.TemplateError):
+                written += self._render(messages, add_generation_prompt=False)
+        return [label for label in TURN_LABELS if label in written]
 
     def render_prompt(self, prompt: Messages) -> str:
         """The conversation up to and including the assistant's header; jinja2.TemplateError if there is none."""
@@ -221,6 +240,15 @@ class Chat:
         except TEMPLATE_ERRORS as error:
             raise jinja2.TemplateRuntimeError(str(error) or type(error).__name__) from error
         return str(text)
+
+    def _try_out(self) -> None:
+        """OrpoError for a template that has no end, or no measure."""
+        try:
+            self._renderer.try_out(
+                [{"role": "user", "content": _PROBE_QUESTION}, {"role": "assistant", "content": _PROBE_ANSWER}]
+            )
+        except TemplateLimitError as error:
+            raise OrpoError(f"tokenize.chat_template: {error}") from None
 
     def _probe_end_of_turn(self) -> tuple[str, str, int]:
         """What the template writes after an answer: all of it, what of it belongs to the answer, and the token's id."""

@@ -104,7 +104,7 @@ def _finish_move(output: Path) -> None:
         _finish_replacing(output)
         return
     stale = _stale(output)
-    if stale.exists() and not output.exists():
+    if stale.exists() and not stale.is_symlink() and not output.exists():
         stale.rename(output)
     remove_folder(stale)
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -46,6 +46,7 @@ def _here(output: Path) -> Path:
 
 @contextmanager
 def _holding(place: Path, output: Path) -> Iterator[None]:
+    made = not place.parent.exists()
     place.parent.mkdir(parents=True, exist_ok=True)
     file = _acquire(place, output)
     try:
@@ -60,13 +61,17 @@ def _holding(place: Path, output: Path) -> Iterator[None]:
     finally:
         place.unlink(missing_ok=True)  # while it is still held, so that it is nobody else's
         file.close()
+        if made:
+            with suppress(OSError):  # something was written there
+                place.parent.rmdir()
 
 
 def _acquire(place: Path, output: Path) -> IO[str]:
     """The lock file, open and held."""
     given_up = time.monotonic() + PATIENCE
     while True:
-        file = place.open("a+", encoding="utf-8", errors="replace")
+        handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)  # a link may lead anywhere
+        file = os.fdopen(handle, "a+", encoding="utf-8", errors="replace")
         file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from orpo_data.errors import OrpoError
 
@@ -19,13 +19,24 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _below(path: str) -> str:
+    """A manifest may have come from anywhere: what it names lies in its own folder."""
+    if PurePosixPath(path).is_absolute() or ".." in path.split("/") or "\\" in path or "\0" in path or not path:
+        raise ValueError(f"{path!r} does not lie in the folder")
+    return path
+
+
+Below = Annotated[str, AfterValidator(_below)]
+"""The path of a file in a folder, as seen from there."""
+
+
 class Shard(_Record):
     """One Arrow stream file, or one file of a model's weights (no rows then).
 
     `tokens` counts both sides of every pair and is null before tokenization.
     """
 
-    path: str
+    path: Below
     split: str | None
     rows: int
     tokens: int | None
@@ -99,7 +110,7 @@ class Manifest(_Record):
     steps: list[StepCounts]
     shards: list[Shard]
     dropped: list[Shard]
-    files: dict[str, str]  # sha256 of every other file in the folder
+    files: dict[Below, str]  # sha256 of every other file in the folder
     recipe: dict[str, Any]
     seed: int | None
     versions: dict[str, str]

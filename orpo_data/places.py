@@ -59,8 +59,9 @@ def redacted(text: str, url: str) -> str:
     """`text` on one line, without what only the owner of the address `url` may know."""
     parts = urlsplit(url)
     text = " ".join(text.split()).replace(url, public_url(url))
-    for secret in filter(None, (parts.password, parts.query, parts.username)):
-        text = text.replace(secret, "***")
+    for secret in filter(None, (parts.password, parts.query, parts.username, parts.fragment)):
+        for form in {secret, unquote(secret)}:
+            text = text.replace(form, "***")
     return text
 
 
@@ -72,7 +73,7 @@ def without_secrets(value: Any) -> Any:
         return [without_secrets(item) for item in value]
     if isinstance(value, str) and "://" in value:
         parts = urlsplit(value)
-        return public_url(value) if parts.username or parts.password or parts.query else value
+        return public_url(value) if parts.username or parts.password or parts.query or parts.fragment else value
     return value
 
 
@@ -182,6 +183,9 @@ def append(file: Path, text: str) -> None:
 def remove_folder(folder: Path) -> None:
     """The manifest goes first: what is removed in part opens no more."""
     if is_local(folder):
+        if folder.is_symlink():  # what it points to is somebody else's
+            folder.unlink()
+            return
         (folder / "_manifest.json").unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(folder)

@@ -9,7 +9,7 @@ hold more than white space. Where it does not come to its end there is no layout
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -30,7 +30,13 @@ from orpo_data.layout import Layout, Parts, Roles, Slot, between, merged
 TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError, RecursionError)
 """What a template's own expressions raise (1 / 0, "a" * 10**12), beside jinja2.TemplateError."""
 
+_MOST_ITEMS = 1_000_000  # of a text or list that is repeated
+_MOST_POWER = 1_000
 _MOST_STEPS = 1_000_000  # lines of Python, a fraction of a second; a sound template needs a few hundred
+
+
+class TemplateLimitError(jinja2.TemplateRuntimeError):
+    """A template that would run for ever or fill the memory."""
 
 
 class ContentAsked(jinja2.TemplateRuntimeError):
@@ -91,12 +97,22 @@ for _name in (
 
 def joined(values: Iterable[Any]) -> Any:
     """The values written one after the other, as jinja does: a Text if one of them is, else a str."""
-    values = list(values)
+    values = list(_measured(values))
     texts = [value for value in values if isinstance(value, Text)]
     if not texts:
         return "".join(map(str, values))
     parts = (part for value in values for part in (value.parts if isinstance(value, Text) else (str(value),)))
     return Text(merged(parts), texts[0].filled)
+
+
+def _measured(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, as long as they are not beyond all measure."""
+    size = 0
+    for value in values:
+        size += len(value) if isinstance(value, str) else 1
+        if size > _MOST_ITEMS:
+            raise TemplateLimitError("the template writes too much")
+        yield value
 
 
 # --- jinja, with Text in it -------------------------------------------------------------------------------------------
@@ -126,9 +142,27 @@ class _Generation(Extension):
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
     concat = staticmethod(joined)
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Refuses what would fill the memory: "a" * 10**12, 9**9**9, "%999999999d" % 1."""
+        if operator == "%" and isinstance(left, str):
+            raise TemplateLimitError("formatting by % is not for templates")
+        if operator == "*" and not _small_product(left, right):
+            raise TemplateLimitError("the template writes too much")
+        if operator == "**" and not (abs(left) <= _MOST_POWER and abs(right) <= _MOST_POWER):
+            raise TemplateLimitError("the template counts too high")
+        return super().call_binop(context, operator, left, right)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         return _refuse() if isinstance(obj, Text) or isinstance(argument, Text) else super().getitem(obj, argument)
+
+
+def _small_product(left: Any, right: Any) -> bool:
+    """Whether a text or list, where it is one, is not repeated beyond all measure."""
+    sizes = [len(side) if isinstance(side, str | list | tuple) else side for side in (left, right)]
+    repeats = any(isinstance(side, str | list | tuple) for side in (left, right))
+    return not repeats or sizes[0] * sizes[1] <= _MOST_ITEMS
 
 
 _SAME_FOR_EVERY_TEXT = {
@@ -198,6 +232,16 @@ class Renderer:
     def _template(self) -> jinja2.Template:
         return _environment().from_string(self._text)
 
+    def try_out(self, messages: list[dict[str, str]]) -> None:
+        """TemplateLimitError if these are too much for the template: transformers sets no limits when it renders."""
+        for add_generation_prompt in (False, True):
+            try:
+                self._write(messages, add_generation_prompt)
+            except TemplateLimitError:
+                raise
+            except (jinja2.TemplateError, *TEMPLATE_ERRORS):
+                continue  # it is for transformers to say what is wrong
+
     def layout(self, prompt: Roles, answer: Roles, after: str, tail: str) -> Layout | None:
         """None if what is written depends on what is said.
 
@@ -220,14 +264,17 @@ class Renderer:
 
     def _run(self, roles: Roles, filled: set[int], *, add_generation_prompt: bool) -> Parts:
         messages = [{"role": role, "content": Text((Slot(i),), filled)} for i, role in enumerate(roles)]
-        written: Any = self._template.render(
+        written = self._write(messages, add_generation_prompt)
+        return written.parts if isinstance(written, Text) else merged((written,))
+
+    def _write(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> Any:
+        return self._template.render(
             messages=messages,
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **self._variables,
         )
-        return written.parts if isinstance(written, Text) else merged((written,))
 
 
 @contextmanager
@@ -239,7 +286,7 @@ def step_limit() -> Iterator[None]:
         nonlocal steps
         steps += 1
         if steps > _MOST_STEPS:
-            raise jinja2.TemplateRuntimeError(f"the template is still at two lines after {_MOST_STEPS:,} steps")
+            raise TemplateLimitError(f"the template is still at two lines after {_MOST_STEPS:,} steps")
         return count
 
     before = sys.gettrace()

@@ -133,6 +133,8 @@ class NoteCache:
 
     def __init__(self, output: Path) -> None:
         self._folder = output.parent / f".{output.name}.notes"
+        if is_local(self._folder) and self._folder.is_symlink():  # it would lead what is kept somewhere else
+            self._folder.unlink()
         self._found: dict[str, list[Path]] = {}  # by key
         self._used: set[Path] = set()
         for file in self._files():

@@ -129,6 +129,13 @@ def prune(root: Path, keep: int, best_steps: set[int | None]) -> None:
             _remove(folder)
 
 
+def remove_checkpoints(root: Path) -> None:
+    """All of them, the newest last: killed on the way, a run still goes on from that one."""
+    for folder in (*root.glob(f"{BEST}-*"), *list_checkpoints(root)):
+        _remove(folder)
+    shutil.rmtree(root, ignore_errors=True)
+
+
 def _remove(folder: Path) -> None:
     """The state goes first: what is removed in part is no checkpoint."""
     (folder / STATE_NAME).unlink(missing_ok=True)

@@ -44,6 +44,7 @@ def load_pretrained(kind: Any, model: str | Path, revision: str | None, **settin
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    refuse_pickle(Path(model))
     try:
         loaded, report = kind.from_pretrained(
             model, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
@@ -51,6 +52,19 @@ def load_pretrained(kind: Any, model: str | Path, revision: str | None, **settin
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise OrpoError(f"train.model: cannot load {str(model)!r}: {str(error).strip().splitlines()[0]}") from None
     return loaded, sorted(report["missing_keys"])
+
+
+def refuse_pickle(folder: Path) -> None:
+    """OrpoError for a model folder whose weights are a pickle, which may run anything; it says how to convert it."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if pickles := sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(kind)):
+        load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, use_safetensors=False)"
+        raise OrpoError(
+            f"train.model: {folder / pickles[0]} is a pickle, which can run code when it is opened; weights are read "
+            "from safetensors only. Convert it, tensors alone: python -c "
+            f'"from transformers import AutoModelForCausalLM; {load}.save_pretrained({str(folder)!r})"'
+        )
 
 
 class Scorer(nn.Module):

@@ -122,7 +122,7 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
         tokens=trained["tokens"],
         metrics="\n".join(_figures(trained["metrics"])),
         settings="\n".join(f"| {key} | {config[key]} |" for key in ("objective", *_weight(config), *SHOWN)),
-        supervised=_supervised(config),
+        supervised=_supervised(config) + _remote_code(config),
         layout=trained["layout"],
         recipe=yaml.safe_dump(data.recipe | manifest.recipe, sort_keys=False, allow_unicode=True),
         stages="\n".join(_stage_row(node) for node in nodes),
@@ -136,6 +136,10 @@ def _supervised(config: dict[str, Any]) -> str:
         return ""
     scope, reduction = SCOPES[config["nll_scope"]], REDUCTIONS[config["nll_reduction"]]
     return f"The supervised loss covers {scope}, averaged {reduction}. "
+
+
+def _remote_code(config: dict[str, Any]) -> str:
+    return "The base model's own code ran (`trust_remote_code`). " if config["trust_remote_code"] else ""
 
 
 def _weight(config: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from orpo_data.sources import Diverging, check_settings
 from orpo_data.steps.binarize import Binarize
 from orpo_data.steps.chat_template import ChatTemplate
 from orpo_data.steps.clean import Clean
+from orpo_data.steps.control_text import ControlText
 from orpo_data.steps.decontaminate import Decontaminate, OverlapRules
 from orpo_data.steps.dedup import Dedup
 from orpo_data.steps.evaluation_sets import EvaluationSource, read_evaluation_set
@@ -111,6 +112,12 @@ class TokenizeConfig(_Section):
         default="truncate", description="Cut the answer at the end, or leave out the pair."
     )
 
+    control_text: ControlText = Field(
+        default="drop",
+        description="A message that spells a control token or a turn's beginning: drop the pair, escape the text (a "
+        "space inside, so that it is neither), or flag: escape and count it by kind.",
+    )
+
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> Self:
         if self.max_prompt_length >= self.max_length:
@@ -122,7 +129,8 @@ class TokenizeConfig(_Section):
 
     def steps(self, chat: Chat) -> list[Step]:
         limits = self.model_dump(include={"max_length", "max_prompt_length", "overlong_prompt", "overlong_response"})
-        return [ChatTemplate(chat=chat), Tokenize(chat=chat), Truncate(chat=chat, **limits)]
+        template = ChatTemplate(chat=chat, control_text=self.control_text)
+        return [template, Tokenize(chat=chat), Truncate(chat=chat, **limits)]
 
 
 class JudgeConfig(_Section):
@@ -186,7 +194,9 @@ class RunnerConfig(_Section):
 class Recipe(_Section):
     """Sources, the steps on their rows, the training run and its evaluation."""
 
-    name: str = Field(min_length=1, description="Name of the run, in lineage and dashboards.")
+    name: str = Field(
+        min_length=1, pattern=r"^[^./\\][^/\\]*$", description="Name of the run: in lineage, dashboards and paths."
+    )
     sources: list[SourceConfig] = Field(min_length=1)
     binarize: Binarize = Binarize()
     normalise: Normalise | None = None

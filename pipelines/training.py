@@ -7,7 +7,6 @@ place whole, with a manifest like any dataset's.
 
 import json
 import logging
-import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import check_file, list_files, opened_shards, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
+from orpo_train.checkpoint import remove_checkpoints
 from orpo_train.config import TrainConfig
 from orpo_train.loop import NOT_IDENTITY, TRAIN_NAME, train
 from orpo_train.run import process_state
@@ -217,7 +217,7 @@ def _commit(
     recorder: Recorder,
 ) -> None:
     """Turn the finished work folder into the model folder."""
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    remove_checkpoints(work / "checkpoints")
     weights = [_weights_file(work, name) for name in list_files(work) if name.endswith(".safetensors")]
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -14,7 +14,7 @@ from fsspec.utils import glob_translate
 
 from orpo_data.cache import bring, fetch_from, side_by_side
 from orpo_data.errors import OrpoError
-from orpo_data.places import file_sha256, public_url, redacted, without_secrets
+from orpo_data.places import file_sha256, redacted, without_secrets
 from orpo_data.schema import RAW
 from orpo_data.sources.json_text import CompressionError, json_records
 from orpo_data.sources.tables import table_records
@@ -97,8 +97,8 @@ def _nothing_to_read(
     return f"{path}: no data files, looked for {' '.join(endings)}"
 
 
-def _local_files(path: str, endings: tuple[str, ...]) -> list[RawFile] | None:
-    """None when there is nothing at `path`. Links keep their own names: the hub's cache is made of them."""
+def _local_files(path: str, endings: tuple[str, ...], within: Path | None = None) -> list[RawFile] | None:
+    """None when there is nothing at `path`. Links keep their own names, and lead nowhere but `within` the folder."""
     here = Path(path).expanduser()
     if here.is_file():
         _require_ending(path, endings)
@@ -111,14 +111,25 @@ def _local_files(path: str, endings: tuple[str, ...]) -> list[RawFile] | None:
     else:
         return None
     files = [RawFile(file.relative_to(root).as_posix(), file) for file in found if file.is_file()]
-    return [file for file in files if _is_data(file.name, endings)]
+    data = [file for file in files if _is_data(file.name, endings)]
+    for file in data:
+        _refuse_link_out(file, within or root)
+    return data
+
+
+def _refuse_link_out(file: RawFile, root: Path) -> None:
+    """OrpoError for a file that is a link out of the folder it was found in: a folder may come from anywhere."""
+    if not (place := file.path.resolve()).is_relative_to(root.resolve()):
+        raise OrpoError(
+            f"{file.path}: is a link out of its folder, to {place}; name that place itself, or copy the file"
+        )
 
 
 def _remote_files(url: str, endings: tuple[str, ...]) -> list[RawFile]:
     """Copies in the cache; the names that files have elsewhere make no paths."""
     from orpo_data.network import network_errors, persistently  # slow to import, and only needed here
 
-    shown = public_url(url)
+    shown = without_secrets(url)
     try:
         fs, root = url_to_fs(url)
         base, found = persistently(shown, lambda: _find_remote(fs, root, endings))
@@ -161,9 +172,10 @@ def _hub_files(
         at = f" at revision {revision!r}" if revision else ""
         raise OrpoError(f"{repo}{at}: nothing here by that name, and not from the hub: {reason(error)}") from error
     hub, commit = huggingface_hub.HfFileSystem(), Path(folder).name  # a snapshot's folder is called after its commit
+    blobs = Path(folder).parent.parent  # the hub's cache is made of links into the folder above
     return [
         replace(file, remote=(hub, f"datasets/{repo}@{commit}/{file.name}"))
-        for file in _local_files(str(folder), endings) or []
+        for file in _local_files(str(folder), endings, within=blobs) or []
     ]
 
 

@@ -1,13 +1,13 @@
 """Messages to text, by the tokenizer's chat template."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
 import jinja2
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, PlainSerializer
@@ -15,6 +15,7 @@ from pydantic import Field, PlainSerializer
 from orpo_data.chat import Chat
 from orpo_data.conversations import Conversations, Mask, lay_out, write
 from orpo_data.schema import RENDERED
+from orpo_data.steps.control_text import ControlText, Marks, escaped
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
 log = logging.getLogger(__name__)
@@ -31,22 +32,28 @@ Failed = dict[int, tuple[str, str]]
 class ChatTemplate(Step):
     """Renders prompt, chosen and rejected once each.
 
-    A pair is dropped when a message holds the text of a control token (it would become one), or when the template
-    refuses the conversation or writes nothing for one of its parts.
+    A message that spells a control token, or what begins a turn in this template, would become one: such a pair is
+    dropped, or the text is escaped. A pair is also dropped when the template refuses the conversation or writes nothing
+    for one of its parts.
 
     Rows whose roles have a layout are written in columns, the others one by one by the template itself.
     """
 
     name: ClassVar[str] = "chat_template"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     chat: ChatField = Field(description="Tokenizer and template.")
+    control_text: ControlText = Field(default="drop", description="What becomes of text that would be control.")
 
     def apply(self, table: pa.Table) -> StepOutput:
+        marks = Marks(self.chat.control_tokens, self.chat.turn_labels)
         sides = {name: Conversations(table[name]) for name in SIDES}
-        failed: Failed = {
-            row: ("control_token_in_text", token) for row, token in self._control_tokens_in(sides).items()
-        }
+        failed: Failed = marks.find(sides)
+        rewritten: Failed = {}
+        if failed and self.control_text != "drop":
+            rewritten, table = failed, escaped(table, sorted(failed), SIDES, marks)
+            sides = {name: Conversations(table[name]) for name in SIDES}
+            failed = marks.find(sides)
         texts, written = self._write(sides)
         if written.any() and not self._is_rendered(table, texts, int(written.argmax())):
             log.warning("chat_template: the template does not write what its layout says; rendering row by row")
@@ -61,7 +68,13 @@ class ChatTemplate(Step):
         texts = _replaced(texts, rendered)
         columns = {name: texts[name] if name in texts else table[name] for name in RENDERED.names}
         kept, (keep, dropped) = pa.table(columns, schema=RENDERED), set_aside(self.name, table, failed)
-        return StepOutput(kept.filter(pa.array(keep)) if failed else kept, dropped)
+        reasons = [reason for row, (reason, _) in rewritten.items() if row not in failed]
+        return StepOutput(
+            kept.filter(pa.array(keep)) if failed else kept,
+            dropped,
+            changed=len(reasons),
+            flagged=Counter(reasons) if self.control_text == "flag" else {},
+        )
 
     def _write(self, sides: dict[str, Conversations]) -> tuple[Texts, Mask]:
         """The texts of all rows that can be written in columns, and which rows these are."""
@@ -90,19 +103,6 @@ class ChatTemplate(Step):
             with _naming(side):
                 texts[f"{side}_text"] = self.chat.render_answer(row["prompt"], texts["prompt_text"], row[side])
         return texts
-
-    def _control_tokens_in(self, sides: dict[str, Conversations]) -> dict[int, str]:
-        """The rows that spell a control token, each with the first that one of its messages spells: "side: token"."""
-        found: dict[int, str] = {}
-        for side, column in sides.items():
-            contents = pl.Series(column.contents, dtype=pl.String)
-            hits = contents.str.contains_any(self.chat.control_tokens).fill_null(False).arg_true()
-            if not len(hits):
-                continue
-            tokens = contents.gather(hits).str.extract_many(self.chat.control_tokens, leftmost=True).list.first()
-            for row, token in zip(column.rows_of(hits.to_numpy()).tolist(), tokens.to_list(), strict=True):
-                found.setdefault(row, f"{side}: {token}")
-        return found
 
 
 def _take(table: pa.Table, rows: list[int]) -> list[dict[str, Any]]:

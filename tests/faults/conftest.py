@@ -109,7 +109,7 @@ class Commands:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(120)
 
 
 @pytest.fixture(scope="session")

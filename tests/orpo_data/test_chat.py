@@ -217,7 +217,7 @@ def test_a_template_that_loops_is_stopped(plain_tokenizer_dir: Path, tmp_path: P
 
 def test_a_template_that_writes_without_end(plain_tokenizer_dir: Path, tmp_path: Path) -> None:
     template = write_template(tmp_path, find_template("hh") + "{{ 'a' * 10 ** 6 }}")
-    with pytest.raises(OrpoError, match=r"^tokenize\.chat_template: the template writes 1,000,0\d\d characters"):
+    with pytest.raises(OrpoError, match=r"^tokenize\.chat_template: the template writes too much"):
         Chat.load(str(plain_tokenizer_dir), template)
 
 

@@ -292,7 +292,11 @@ def test_laws_of_every_template(
     rejected: str,
 ) -> None:
     chat = load(llama_like_dir, name)
-    assume(not any(token in text for text in (*drawn, chosen, rejected) for token in chat.control_tokens))
+    assume(
+        not any(
+            token in text for text in (*drawn, chosen, rejected) for token in (*chat.control_tokens, *chat.turn_labels)
+        )
+    )
     assume(chosen.strip() != rejected.strip())
     control = {chat.tokenizer.convert_tokens_to_ids(token) for token in chat.control_tokens}
 

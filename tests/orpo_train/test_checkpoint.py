@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from orpo_data.errors import OrpoError
-from orpo_train import loop
+from orpo_train import checkpoint, loop
 from orpo_train.checkpoint import (
     RunIdentity,
     list_checkpoints,
@@ -322,3 +322,22 @@ def test_killed_and_run_again(model_folder: Make, make_table: Make, make_config:
     assert not (tmp_path / "cut" / WEIGHTS).exists()
     subprocess.run(command, env=environment, check=True, timeout=120)
     _same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_checkpoints_are_removed_newest_last(trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after any removal, what is left is the newest or nothing."""
+    removed: list[str] = []
+    for step in (2, 4):
+        _saved(tmp_path, step, *trained(step))
+    save_best(tmp_path, 4, trained(4)[0], IDENTITY, writes=True)
+    original = checkpoint._remove
+
+    def remove(folder: Path) -> None:
+        removed.append(folder.name)
+        original(folder)
+        assert not folder.exists()
+
+    monkeypatch.setattr(checkpoint, "_remove", remove)
+    checkpoint.remove_checkpoints(tmp_path)
+    assert removed == ["best-000004", "step-000002", "step-000004"]
+    assert not tmp_path.exists()

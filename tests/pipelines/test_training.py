@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import orpo_data
 from orpo_data.errors import OrpoError, UsageError
-from orpo_data.manifest import read_manifest
+from orpo_data.manifest import digest, read_manifest
 from orpo_train import loop
 from pipelines.training import fetch_model, model_fingerprint, train_model
 
@@ -240,8 +240,9 @@ def test_another_datasets_run_goes_on_only_when_told_so(
     cut_after_checkpoint(-1)
     (work,) = tmp_path.glob(".model.*.partial")
     (state,) = work.glob("checkpoints/*/state.json")
-    document = json.loads(state.read_text())
-    state.write_text(json.dumps(document | {"dataset": "d" * 64}))
+    document = json.loads(state.read_text()) | {"dataset": "d" * 64}
+    del document["checksum"]
+    state.write_text(json.dumps(document | {"checksum": digest(document)}, indent=2) + "\n")
     with pytest.raises(OrpoError, match=r"belongs to dataset dddddddddddd.*set train\.resume_other_dataset"):
         train_model(prepared / "tokenize", tiny_training(), output, job="test")
     work.rename(tmp_path / ".model.0123456789ab.partial")
@@ -321,8 +322,13 @@ def test_pickled_weights_are_refused(prepared, tiny_training, tiny_model_dir, tm
     pickled = Path(shutil.copytree(tiny_model_dir, tmp_path / "pickled"))
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(OrpoError, match=r"train\.model: cannot load .*pickled"):
+    with pytest.raises(OrpoError, match=r"pytorch_model\.bin is a pickle.*safetensors only\. Convert it") as refusal:
         train_model(prepared / "tokenize", tiny_training(model=str(pickled)), tmp_path / "model", job="test")
+    code = str(refusal.value).split('python -c "')[1].rstrip('"')
+    exec(code, {})  # what it says to do
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model_dir, pickled))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_model_that_does_not_know_the_tokens_is_refused(prepared, tiny_training, tmp_path):
