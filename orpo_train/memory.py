@@ -68,8 +68,10 @@ def estimate_memory(config: TrainConfig, base: Path, data: PairDataset) -> Memor
     """What a run of `config` on `data` needs in a single process.
 
     `base` is the model's local folder, of which only the configuration is read. Raises OrpoError where transformers
-    does not know the model.
+    does not know the model, and for ppo.
     """
+    if config.objective == "ppo":
+        raise OrpoError("objective ppo is not estimated: it also holds a reference, a reward model and answers' caches")
     model = _empty_model(config, base)
     linears = sum(layer.weight.numel() for layer in body_linears(model).values())
     outside, layer = _outside_and_layer(model)

@@ -35,6 +35,7 @@ def methods_page(comparison: Mapping[str, Any]) -> str:
         else None,
         odds=_odds_chart(comparison),
         spread=spread,
+        hundredfold=hundredfold,
         seconds=_seconds,
         mebibytes=lambda value: value / 2**20,
     )
@@ -50,6 +51,11 @@ def spread(value: Mapping[str, Any] | None, digits: int = 4, scale: float = 1.0)
         return "-"
     mean = figure(scale * value["mean"], digits)
     return mean if value["sd"] is None else f"{mean} ± {figure(scale * value['sd'], 2)}"
+
+
+def hundredfold(value: float | None) -> str:
+    """A share in per cent; a dash where there is none."""
+    return figure(None if value is None else 100 * value, 3)
 
 
 def _seconds(value: float) -> str:

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orpo_data.pages.methods import HELD_OUT, methods_page, spread
+from orpo_data.pages.methods import HELD_OUT, hundredfold, methods_page, spread
+from orpo_data.pages.render import figure
 from pipelines.compare.plan import plan
 from pipelines.recipe import Recipe
 
@@ -37,9 +38,15 @@ def comparison_rows(comparison: Mapping[str, Any]) -> Iterator[Rows]:
     """The tables of a comparison, each with its head: win rates (where answers were judged), then held-out pairs."""
     if comparison["win_rates"]:
         others = list(next(iter(comparison["win_rates"].values())))
-        rates = comparison["win_rates"].items()
-        rows = [[label, *(spread(rate, 3, 100) for rate in row.values())] for label, row in rates]
+        rows = []
+        for label, row in comparison["win_rates"].items():
+            rows.append([label, *(spread(rate, 3, 100) for rate in row.values())])
+            for name, key in (("  error over prompts", "error"), ("  at equal length", "equal_length")):
+                rows.append([name, *(hundredfold(rate and rate[key]) for rate in row.values())])
         yield [["win rate, %", *(f"over {other}" for other in others)], *rows]
+    if comparison["reward_models"]:
+        rows = [[model["label"], figure(model["accuracy"], 3)] for model in comparison["reward_models"]]
+        yield [["reward model", "accuracy"], *rows]
     rows = [[row["label"], *(spread(row[name], 3) for name in HELD_OUT)] for row in comparison["held_out"]]
     yield [[f"{comparison['pairs'].get('eval', 0):,} held-out pairs", *HELD_OUT], *rows]
 

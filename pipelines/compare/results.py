@@ -8,10 +8,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orpo_data.history import lineage
 from orpo_data.manifest import read_manifest
 from orpo_train.loop import TRAIN_NAME
-from orpo_train.win_rate import outcomes
+from orpo_train.win_rate import error_over_prompts, length_controlled, outcomes
 from pipelines.compare.config import POLICIES
 from pipelines.compare.plan import ANSWERS_NAME, REWARD_MODELS, Job, answers_folder, job_config, model_folder
 from pipelines.layout import Layout
@@ -45,6 +47,7 @@ def collect(jobs: Sequence[Job], outcomes: Mapping[str, Outcome], recipe: Recipe
         "recipe": {key: recipe.resolved()[key] for key in ("train", "compare")},
         "runs": list(trained.values()),
         "failed": [{"name": job.name, "error": outcomes[job.name]["error"]} for job in jobs if job not in done],
+        "reward_models": _reward_models(trained),
         "held_out": _held_out(jobs, trained),
         "win_rates": _win_rates([job for job in done if job.answers], answered),
         "answers": _answers([job for job in done if job.answers], answered),
@@ -106,6 +109,12 @@ def _labels(jobs: Iterable[Job]) -> list[str]:
     return [*dict.fromkeys(job.label for job in jobs)]
 
 
+def _reward_models(trained: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """How often each reward model prefers the chosen answers of the held-out pairs."""
+    runs = (run for run in trained.values() if run["method"] in REWARD_MODELS)
+    return [{"label": run["label"], "accuracy": run["metrics"].get("eval/rewards/accuracies")} for run in runs]
+
+
 def _held_out(jobs: Sequence[Job], trained: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and sd over the seeds of each policy's figures on the held-out pairs, in the order of the paper."""
     table = []
@@ -117,22 +126,29 @@ def _held_out(jobs: Sequence[Job], trained: Mapping[str, dict[str, Any]]) -> lis
 
 
 def _win_rates(jobs: Sequence[Job], answered: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """ORPO's win rate over each other policy: ORPO's label -> the other's -> mean and sd over seeds and draws."""
+    """ORPO's win rate over each other policy, by ORPO's label and the other's; None where no seed trained both."""
     ours = _labels(job for job in jobs if job.method == "orpo")
     others = _labels(job for job in jobs if job.method != "orpo")
-    return {label: {other: mean_sd(_rates_of(label, other, jobs, answered)) for other in others} for label in ours}
+    return {label: {other: _win_rate(label, other, jobs, answered) for other in others} for label in ours}
 
 
-def _rates_of(label: str, other: str, jobs: Sequence[Job], answered: Mapping[str, Any]) -> list[float]:
-    """A win rate for each seed that trained both, and each draw of their answers."""
-    seeds = dict.fromkeys(job.seed for job in jobs)
-    both = [[job for job in jobs if job.seed == seed and job.label in (label, other)] for seed in seeds]
-    rates = []
-    for pair in both:
-        rewards = {job.label: answered[job.name]["rewards"] for job in pair}
-        if len(rewards) == 2:
-            rates += outcomes(rewards[label], rewards[other]).mean(axis=1).tolist()
-    return rates
+def _win_rate(label: str, other: str, jobs: Sequence[Job], answered: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Mean and sd over the seeds that trained both and the draws of their answers, the error over the prompts, and the
+    rate at equal length.
+    """
+    answers = {(job.label, job.seed): answered[job.name] for job in jobs}
+    seeds = [seed for name, seed in answers if name == label and (other, seed) in answers]
+    if not seeds:
+        return None
+    scores = np.concatenate(
+        [outcomes(answers[label, seed]["rewards"], answers[other, seed]["rewards"]) for seed in seeds]
+    )  # [seeds x draws, prompts]
+    longer = np.concatenate(
+        [np.subtract(answers[label, seed]["characters"], answers[other, seed]["characters"]) for seed in seeds]
+    )
+    over_draws = mean_sd(scores.mean(axis=1).tolist()) or {}
+    equal_length = length_controlled(scores.ravel(), longer.ravel())
+    return {**over_draws, "error": error_over_prompts(scores), "equal_length": equal_length}
 
 
 def _answers(jobs: Sequence[Job], answered: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from orpo_data.errors import OrpoError
 from orpo_train.batching import PairDataset
 from orpo_train.config import TrainConfig
 from orpo_train.memory import FP32, estimate_memory, in_pieces, largest_pass, peak_memory
@@ -79,6 +80,11 @@ def test_several_processes_share(small, make_table):
     )
     assert everything.weights == alone.weights // 4 + alone.whole
     assert everything.activations == alone.activations
+
+
+def test_ppo_is_not_estimated(small, make_table):
+    with pytest.raises(OrpoError, match="objective ppo is not estimated"):
+        estimate(small, make_table, objective="ppo", ppo={"reward_model": "judge"})
 
 
 def test_the_largest_pass_is_one_that_runs(small, make_table):

@@ -25,6 +25,7 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
     curve = [{"step": step, "eval/logps/chosen": -2.0, "eval/logps/rejected": -3.0} for step in (0, 5)]
     run = {"name": text, "model": text, "lineage": {"weights": "w", "base": text, "base_weights": "b", "dataset": "d"}}
     run["lineage"]["raw"] = [{"name": text, "sha256": "s"}]
+    rate = mean(0.625, 0.05) | {"error": 0.065, "equal_length": 0.6}
     times = {"seconds": mean(75), "cpu_seconds": mean(7325), "peak_bytes": None}
     cost = {**times, "steps": mean(3), "tokens": mean(1e6), "forward_passes": mean(48)}
     return {
@@ -36,7 +37,8 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
         "runs": [run],
         "failed": [{"name": text, "error": text}],
         "held_out": [{"label": label, "runs": 2, **dict.fromkeys(names, mean(0.5, 0.25))} for label in LABELS],
-        "win_rates": {"orpo lambda=0.1": {"sft": mean(0.625, 0.05), "dpo": None}} if judged else {},
+        "reward_models": [{"label": "judge", "accuracy": 0.75}] if judged else [],
+        "win_rates": {"orpo lambda=0.1": {"sft": rate, "dpo": None}} if judged else {},
         "answers": [{"label": label, "rewards": [0.0, 1.0, 2.0]} for label in LABELS] if judged else [],
         "curves": dict.fromkeys(LABELS, curve),
         "ratios": {"label": text, "odds": [1.5, 0.0], "probability": [1.0, 0.0]} if judged else None,
@@ -47,7 +49,10 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
 def test_the_page_has_every_figure(read_page):
     words = read_page(methods_page(comparison())).words
     assert "Training pairs 1,234 Held-out pairs 56 Seeds 2 Models trained 1 Failed 1" in words
-    assert "Win rate, % over sft over dpo orpo lambda=0.1 62.5 ± 5 -" in words
+    assert (
+        "Win rate, % over sft over dpo orpo lambda=0.1 62.5 ± 5 error over prompts 6.5, at equal length 60 -" in words
+    )
+    assert "The reward model judge prefers the chosen answer of 75.0 %" in words
     assert "The judge is the reward model that PPO learned from" in words
     assert "sft 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 2" in words
     assert "sft 1 min 15 s 2 h 2 min - 3 1,000,000 48" in words

@@ -26,9 +26,14 @@ def test_win_rates_meet_seed_by_seed_and_draw_by_draw():
     """ORPO of seed 1 wins 1 and 0.5 in its two draws; seed 2 has no SFT to meet, so it counts for nothing."""
     jobs = [answers("s1", "sft", 1), answers("o1", "orpo", 1, 0.1), answers("o2", "orpo", 2, 0.1)]
     draws = {"s1": ([0, 0], [0, 5]), "o1": ([1, 2], [1, 1]), "o2": ([9, 9], [9, 9])}
-    answered = {name: {"rewards": both} for name, both in draws.items()}
+    lengths = [[3, 3], [3, 3]]
+    answered = {name: {"rewards": both, "characters": lengths} for name, both in draws.items()}
     rates = _win_rates(jobs, answered)
-    assert rates == {"orpo lambda=0.1": {"sft": {"mean": 0.75, "sd": pytest.approx(0.125**0.5), "n": 2}}}
+    rate = rates["orpo lambda=0.1"]["sft"]
+    assert rate["mean"] == 0.75
+    assert rate["sd"] == pytest.approx(0.125**0.5)
+    assert rate["equal_length"] == pytest.approx(0.75)  # all are equally long
+    assert rate["error"] == pytest.approx(0.25)  # the first prompt is won in 1, the second in 0.5 of the draws
 
 
 @pytest.fixture(scope="module")
