@@ -19,12 +19,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from orpo_data.errors import OrpoError
 from orpo_train import zero
 from orpo_train.config import TrainConfig
 from orpo_train.loop import train
-from orpo_train.metrics import METRICS
+from orpo_train.metrics import COLUMNS
 
 Make = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -104,7 +105,9 @@ def _launch(folder: Path, name: str, stop: int = -1) -> None:
 
 
 @pytest.fixture
-def prepared(model_folder: Make, make_table: Make, make_config: Make, tmp_path: Path) -> Callable[..., TrainConfig]:
+def prepared(
+    model_folder: Make, make_table: Make, with_reference: Make, make_config: Make, tmp_path: Path
+) -> Callable[..., TrainConfig]:
     """A worker's inputs in tmp_path, and the same run of one process in tmp_path / "one".
 
     Nine pairs in batches of five, a pair each forward pass: the second process has a pair less, and stands in. The
@@ -118,6 +121,8 @@ def prepared(model_folder: Make, make_table: Make, make_config: Make, tmp_path: 
         (tmp_path / "config.json").write_text(config.model_dump_json())
         (tmp_path / "worker.py").write_text(WORKER)
         tables = {"train": make_table(9), "eval": make_table(1)}
+        if config.needs_reference:
+            tables = {name: with_reference(table) for name, table in tables.items()}
         for name, table in tables.items():
             with pa.ipc.new_stream(tmp_path / f"{name}.arrow", table.schema) as writer:
                 writer.write_table(table)
@@ -152,7 +157,30 @@ def test_two_processes_end_in_the_weights_of_one_and_exchange_gradients_and_scal
     elements = [torch.Size(shape).numel() for shape in facts["sizes"]]
     parameters = sum(weight.numel() for weight in load_file(tmp_path / "one" / "model.safetensors").values())
     assert sum(count for count in elements if count > FEW) == 4 * parameters  # once a step, however many micro-batches
-    assert elements.count(len(METRICS)) == len(_lines(tmp_path / "one"))  # the figures of a step or an evaluation
+    assert elements.count(len(COLUMNS)) == len(_lines(tmp_path / "one"))  # the figures of a step or an evaluation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["kto", "reward"])
+def test_two_processes_are_one_for_every_kind_of_objective(objective: str, prepared: Make, tmp_path: Path) -> None:
+    prepared("llama", objective=objective, nll_reduction="sequence")
+    _launch(tmp_path, "cpu.yaml")
+    _assert_same(tmp_path / "one", tmp_path / "many", 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_two_processes_draw_and_learn_what_one_does(
+    lora: Any, prepared: Make, make_model: Make, chat_tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    make_model("llama", scalar_head=True).save_pretrained(tmp_path / "judge")
+    tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer_dir)
+    for name in ("judge", "one", "many"):
+        tokenizer.save_pretrained(tmp_path / name)
+    ppo = {"reward_model": str(tmp_path / "judge"), "max_new_tokens": 5, "epochs": 2, "minibatches": 2}
+    prepared("llama", objective="ppo", ppo=ppo, lora=lora, nll_reduction="sequence", learning_rate=1e-4)
+    _launch(tmp_path, "cpu.yaml")
+    _assert_same(tmp_path / "one", tmp_path / "many", 1e-5)
 
 
 @pytest.mark.slow
