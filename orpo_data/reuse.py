@@ -103,11 +103,12 @@ class Earlier:
 
     @cached_property
     def _stamps(self) -> dict[str, str]:
-        """What the storage said of the files when they were written there; nothing of local ones."""
-        if is_local(self._output):
+        """What the storage said of the files when they were written there; nothing of what was copied there later."""
+        file = self._output / STAMPS_NAME
+        if STAMPS_NAME not in self._files or not file.is_file():
             return {}
-        content = (self._output / STAMPS_NAME).read_bytes()
-        sound = hashlib.sha256(content).hexdigest() == self._files.get(STAMPS_NAME)
+        content = file.read_bytes()
+        sound = hashlib.sha256(content).hexdigest() == self._files[STAMPS_NAME]
         return orjson.loads(content) if sound else {}
 
 

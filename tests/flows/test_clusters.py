@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 ROOT = Path(__file__).parents[2]
 STAGES = ("ingest/hh-rlhf", "binarize", "clean", "split", "tokenize")
 DIALOGUE = "\n\nHuman: What about case {0}?\n\nAssistant: Case {0} is {1}."
-FILES, ROWS = 6, 40
+FILES, ROWS = 4, 40
 
 
 @pytest.fixture(params=["folder", "s3"])

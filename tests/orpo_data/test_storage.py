@@ -14,7 +14,7 @@ from orpo_data.cache import cache_folder
 from orpo_data.errors import OrpoError
 from orpo_data.folders import STAMPS_NAME
 from orpo_data.manifest import MANIFEST_NAME, read_manifest
-from orpo_data.places import copy, file_names, file_sha256
+from orpo_data.places import copy, file_names, file_sha256, send
 from orpo_data.reuse import PARTS_NAME, Earlier
 
 BEFORE = {"a": (1, 2, 3, 4), "b": (5, 6, 7), "c": (1, 11)}
@@ -147,6 +147,17 @@ def test_whenever_the_storage_goes_away(
         assert orpo_data.verify(memory / "out").ok
         assert sorted(path.name for path in memory.iterdir()) == [".out.notes", "out"], after
     assert absent
+
+
+def test_a_folder_that_was_uploaded_is_built_on(run: Any, memory: Path, tmp_path: Path) -> None:
+    """It has no record of what the storage says of its files, so their bytes are read."""
+    run(tmp_path / "out", BEFORE)
+    for name in file_names(tmp_path / "out"):
+        send(tmp_path / "out" / name, memory / "out" / name)
+    assert not run(memory / "out", BEFORE).ran
+    report = run(memory / "out", AFTER)
+    assert report.content_hash == run(tmp_path / "out", AFTER).content_hash
+    assert orpo_data.verify(memory / "out").ok
 
 
 def test_parts_are_taken_over_without_reading_them(run: Any, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
