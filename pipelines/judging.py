@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich import box
 from rich.table import Table
 
+from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.places import as_path
 from orpo_data.shards import fetch_folder
@@ -59,7 +60,7 @@ def draw_answers(reader: Reader, prompts: HeldOut, settings: JudgeConfig, precis
     tokenizer = reader.chat.tokenizer if reader.chat else prompts.tokenizer
     device = _device()
     model: Any = load_model(folder).to(device)
-    ends = end_tokens(model, tokenizer) | ({reader.chat.end_of_turn_id} if reader.chat else set())
+    ends = end_tokens(model, tokenizer) | end_of_turn(reader, prompts)
     ids, draws = reader.prompts(prompts), []
     for seed in settings.seeds:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -68,6 +69,13 @@ def draw_answers(reader: Reader, prompts: HeldOut, settings: JudgeConfig, precis
         took = time.monotonic() - started
         log.info("%s answered %d prompts, seed %d (%.0f s)", shown_name(folder), len(ids), seed, took)
     return Answers(shown_name(folder), draws)
+
+
+def end_of_turn(reader: Reader, prompts: HeldOut) -> set[int]:
+    """The id that ends a turn in the template of the prompts, whatever a base model ends its texts with."""
+    if reader.chat:
+        return {reader.chat.end_of_turn_id}
+    return {Chat(prompts.tokenizer).end_of_turn_id} if prompts.tokenizer.chat_template else set()
 
 
 def shown_name(folder: Path) -> str:

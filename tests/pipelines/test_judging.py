@@ -19,7 +19,7 @@ from orpo_data.manifest import read_manifest
 from orpo_data.shards import read_table
 from orpo_train.evaluate import load_tokenizer
 from pipelines.evaluation import EvaluationReport, evaluate_model
-from pipelines.judging import Answers, shown_name, win_rate
+from pipelines.judging import Answers, end_of_turn, shown_name, win_rate
 from pipelines.reading import Answer, HeldOut, Reader
 from pipelines.recipe import EvaluateConfig, JudgeConfig
 
@@ -243,6 +243,18 @@ def test_a_model_reads_the_datas_ids_unless_its_tokenizer_differs(
     other_template = Path(shutil.copytree(chat_tokenizer_dir, tmp_path / "template"))
     (other_template / "chat_template.jinja").write_text(find_template("alpaca"))
     assert Reader.of(other_template, data.tokenizer).chat is not None
+
+
+def test_a_turn_ends_as_the_template_ends_it_whatever_ends_a_text(prepared, chat_tokenizer_dir, foreign_reward_model):
+    """As with Llama 3: the base model ends texts with another token than the template ends turns with."""
+    data = held_out(prepared, chat_tokenizer_dir)
+    end = data.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    data.tokenizer.eos_token = "<|endoftext|>"
+    assert end_of_turn(Reader(chat_tokenizer_dir, None), data) == {end}
+    foreign = Reader.of(foreign_reward_model, data.tokenizer)
+    assert end_of_turn(foreign, data) == {foreign.chat.tokenizer.eos_token_id}
+    data.tokenizer.chat_template = None
+    assert end_of_turn(Reader(chat_tokenizer_dir, None), data) == set()
 
 
 def test_texts_read_again_give_the_datas_own_ids(prepared, chat_tokenizer_dir):
