@@ -35,9 +35,9 @@ def load_reward_model(
     from transformers import AutoModelForSequenceClassification
 
     kind, settings = AutoModelForSequenceClassification, {"num_labels": 1, "trust_remote_code": trust_remote_code}
-    reports = logging.getLogger("transformers.modeling_utils")
+    reports = logging.getLogger("transformers")
     level = reports.level
-    reports.setLevel(logging.ERROR)  # of heads that come and go; what is missing is looked at here
+    reports.setLevel(logging.ERROR)  # it tells at length of heads that come and go; what is missing is looked at here
     try:
         loaded, missing = load_pretrained(kind, model, revision, **settings)
     finally:

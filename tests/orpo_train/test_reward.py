@@ -196,6 +196,13 @@ def test_a_sequence_beyond_the_models_positions_is_one_line(make_model: Make) ->
         score(make_model(scalar_head=True), [[5], [7] * 300])
 
 
+def test_a_new_head_is_no_news(model_folder: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers would print a table of it; what is missing is an error of ours, or meant."""
+    load_reward_model(model_folder(), new_head=True)
+    assert "score.weight" not in "".join(capfd.readouterr())
+    assert logging.getLogger("transformers").level != logging.ERROR
+
+
 def test_a_language_model_is_no_reward_model(model_folder: Make) -> None:
     assert not is_reward_model(model_folder())
     with pytest.raises(OrpoError, match=r"is no reward model: it lacks score\.weight; train one with objective reward"):
