@@ -15,6 +15,7 @@ from orpo_data.chat import Chat
 from orpo_data.errors import UsageError
 from orpo_data.extras import require_package
 from orpo_data.sources import Diverging, check_settings
+from orpo_data.sources.json_text import CHUNK, LIMITS
 from orpo_data.steps.binarize import Binarize
 from orpo_data.steps.chat_template import ChatTemplate
 from orpo_data.steps.clean import Clean
@@ -53,6 +54,12 @@ class SourceConfig(_Section):
     columns: dict[str, str] = Field(default={}, description="Our column names to the file's, for `pairs`.")
     diverges: Diverging = Field(
         default="drop", description="Dialogues whose histories part early: drop them, or keep-common-prefix."
+    )
+    max_record_bytes: int = Field(
+        default=LIMITS.record, ge=CHUNK, description="A longer line is not read: it is dropped as unparsable."
+    )
+    max_array_bytes: int = Field(
+        default=LIMITS.array, ge=CHUNK, description="Most bytes of a file that is one JSON array, decompressed."
     )
     weight: float = Field(default=1.0, gt=0, le=1, description="Share of the source's pairs that is kept.")
     count: int | None = Field(

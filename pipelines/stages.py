@@ -20,6 +20,7 @@ from orpo_data.places import without_secrets
 from orpo_data.schema import JUDGED, PAIRS, TOKENIZED
 from orpo_data.sources import SOURCES, require_columns
 from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
+from orpo_data.sources.json_text import Limits
 from orpo_data.stage import StageReport, dataset_input, run_stage
 from orpo_data.steps.parse import Parse
 from orpo_data.steps.sample import Sample, Take
@@ -55,7 +56,7 @@ def ingest(
     branch = Branch(
         inputs=inputs,
         parts=parts,
-        steps=[Parse(dataset=source.dataset, columns=source.columns, diverges=source.diverges)],
+        steps=[Parse(**source.model_dump(include={"dataset", "columns", "diverges", "max_record_bytes"}))],
         source=source.label,
     )
     return _run("ingest", output, kind.schema, [branch], recipe, progress, **work)
@@ -163,7 +164,8 @@ class RawPart:
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         """OrpoError if the first readable record lacks a column."""
         checked = False
-        for table in read_records(self.file.here(self.digest), self.source.label, batch_rows):
+        limits = Limits(self.source.max_record_bytes, self.source.max_array_bytes)
+        for table in read_records(self.file.here(self.digest), self.source.label, batch_rows, limits):
             checked = checked or any(
                 require_columns(self.source.dataset, record.as_py(), self.source.columns, self.file.name)
                 for record in table["record"]

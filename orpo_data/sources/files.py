@@ -16,7 +16,7 @@ from orpo_data.cache import bring, fetch_from, side_by_side
 from orpo_data.errors import OrpoError
 from orpo_data.places import file_sha256, redacted, without_secrets
 from orpo_data.schema import RAW
-from orpo_data.sources.json_text import CompressionError, json_records
+from orpo_data.sources.json_text import LIMITS, CompressionError, Limits, json_records
 from orpo_data.sources.tables import table_records
 
 WHOLE = (".json", ".json.gz")
@@ -231,7 +231,7 @@ def file_digest(file: RawFile) -> str:
     return _DIGESTS[state]
 
 
-def read_records(file: RawFile, source: str, batch_rows: int = 1000) -> Iterator[pa.Table]:
+def read_records(file: RawFile, source: str, batch_rows: int = 1000, limits: Limits = LIMITS) -> Iterator[pa.Table]:
     """The records of `file` as RAW tables of at most `batch_rows` rows, in order.
 
     Every line of JSON lines is passed on as it is, broken or not; blank ones are skipped but counted. Only a `.json`
@@ -241,7 +241,7 @@ def read_records(file: RawFile, source: str, batch_rows: int = 1000) -> Iterator
         OrpoError: the file as a whole is broken: cut short, or not of the kind its name says.
     """
     try:
-        for rows in _batches(_records(file), batch_rows):
+        for rows in _batches(_records(file, limits), batch_rows):
             yield pa.table(
                 {
                     "source": pa.repeat(source, len(rows)),
@@ -268,9 +268,9 @@ def _batches(tables: Iterable[pa.Table], batch_rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _records(file: RawFile) -> Iterator[pa.Table]:
+def _records(file: RawFile, limits: Limits) -> Iterator[pa.Table]:
     """`source_row` and `record` (JSON text) of every record, some at a time."""
     ending = _ending(file.name)
     if ending in TABLES:
         return table_records(file.path, parquet=ending == ".parquet")
-    return json_records(file.path, compressed=file.name.lower().endswith(".gz"), whole=ending in WHOLE)
+    return json_records(file.path, compressed=file.name.lower().endswith(".gz"), whole=ending in WHOLE, limits=limits)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,26 @@ CompressionError: Any = isal_zlib.error  # its stub takes the class for an insta
 NOT_UTF8 = "not UTF-8: "
 """Begins the record of a line that is no text, so that it can never pass for JSON."""
 
+TOO_LONG = "longer than the limit: "
+"""Begins the record of a line that was not read whole; it can never pass for JSON either."""
+
 BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 20  # bytes of lines that are cut at a time
 ROWS = 1_000  # records of an array, or of a table, that are written as text at a time
 
 
-def json_records(path: Path, compressed: bool, whole: bool) -> Iterator[pa.Table]:
+@dataclass(frozen=True)
+class Limits:
+    """Most bytes, as they are when decompressed, that are read in one piece: a small file may unfold to terabytes."""
+
+    record: int = 1 << 26  # of a line; at least CHUNK
+    array: int = 1 << 32  # of a file that is one JSON array
+
+
+LIMITS = Limits()
+
+
+def json_records(path: Path, compressed: bool, whole: bool, limits: Limits = LIMITS) -> Iterator[pa.Table]:
     """`source_row` and `record` of JSON lines or, where the file is one `whole` JSON value, of an array's elements.
 
     Raises:
@@ -31,21 +46,46 @@ def json_records(path: Path, compressed: bool, whole: bool) -> Iterator[pa.Table
     """
     with igzip.IGzipFile(path) if compressed else path.open("rb") as data:
         row = 0
-        while not (head := data.readline()).removeprefix(BOM).strip():
+        while not (head := _line(data, limits.array if whole else limits.record)).removeprefix(BOM).strip():
             if not head:
                 return
             row += 1
         head = head.removeprefix(BOM)
-        if whole and head.lstrip().startswith(b"["):
-            yield from _numbered(_array(head + data.read()))
+        if whole and head.lstrip().startswith((b"[", TOO_LONG.encode())):
+            yield from _numbered(_array(_whole(data, head, limits.array)))
             return
         if whole:
             orjson.loads(head)  # neither an array nor JSON lines: an object over several lines, for example
-        while head or (head := data.readline()):
-            content = b"".join((head, data.read(CHUNK), data.readline()))  # whole lines, the last one perhaps blank
+        while head or (head := _line(data, limits.record)):
+            content = head + _lines_of(data.read(CHUNK), data, limits.record)
             yield record_table(_lines(content), row)
             row += content.count(b"\n")
             head = b""
+
+
+def _line(data: Any, limit: int, begun: bytes = b"") -> bytes:
+    """The line that has `begun`, to its end; of one that is longer than the limit no more than its beginning."""
+    line: bytes = begun + data.readline(max(limit - len(begun), 0) + 1)
+    if len(line) <= limit or line.endswith(b"\n"):
+        return line
+    while (more := data.readline(CHUNK)) and not more.endswith(b"\n"):
+        pass
+    return f"{TOO_LONG}{limit:,} bytes\n".encode()
+
+
+def _lines_of(chunk: bytes, data: Any, limit: int) -> bytes:
+    """Whole lines: those of a chunk, and the rest of its last one."""
+    if not chunk or chunk.endswith(b"\n"):
+        return chunk
+    end = chunk.rfind(b"\n") + 1
+    return chunk[:end] + _line(data, limit, chunk[end:])
+
+
+def _whole(data: Any, head: bytes, limit: int) -> bytes:
+    content: bytes = head + data.read(max(limit - len(head), 0) + 1)
+    if len(content) > limit or head.startswith(TOO_LONG.encode()):
+        raise ValueError(f"more than {limit:,} bytes in one JSON array; make it JSON lines, or raise max_array_bytes")
+    return content
 
 
 def _lines(content: bytes) -> pa.Array:

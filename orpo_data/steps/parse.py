@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from orpo_data.schema import DROPPED, MESSAGE, MESSAGES, ORIGIN, row_id, row_ids
 from orpo_data.sources import SOURCES, Diverging, Source, check_settings
 from orpo_data.sources.columns import Bools, Fields, Ints, Odd, Rows, join
-from orpo_data.sources.json_text import NOT_UTF8, string_columns
+from orpo_data.sources.json_text import LIMITS, NOT_UTF8, TOO_LONG, string_columns
 from orpo_data.sources.record import Turn, Unparsable, first_answers
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
@@ -39,6 +39,8 @@ class Parse(Step):
         description="Dialogues whose histories differ before the last turn: as they are, for `clean` to drop them, or "
         "each cut behind the first answer that differs, with the turns before it as the prompt.",
     )
+
+    max_record_bytes: int = Field(default=LIMITS.record, description="Longer lines were not read.")
 
     @model_validator(mode="after")
     def _fits_the_dataset(self) -> Self:
@@ -118,7 +120,8 @@ class Parse(Step):
                 kept.append(index)
             except orjson.JSONDecodeError as error:
                 failed.append(index)
-                details.append(_broken_line(table["source_row"][index].as_py() + 1, record, error))
+                line = table["source_row"][index].as_py() + 1
+                details.append(record if record.startswith(TOO_LONG) else _broken_line(line, record, error))
             except Unparsable as error:
                 failed.append(index)
                 details.append(str(error))
