@@ -8,7 +8,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-all test-faults lint clean
+.PHONY: quickstart test test-all test-faults lint sbom audit lock clean
 
 quickstart: $(READY)
 	$(BIN)/orpo quickstart
@@ -36,6 +36,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
+
+# what is installed, as a CycloneDX document; what is known to be wrong with it (asks the vulnerability database)
+sbom: $(READY)
+	$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -q cyclonedx-bom pip-audit
+	$(VENV)/audit/bin/cyclonedx-py environment --output-reproducible -o sbom.json $(BIN)/python
+
+audit: sbom
+	$(VENV)/audit/bin/pip-audit --strict -r constraints.txt --no-deps --disable-pip
+
+# exact files: the versions of constraints.txt with the sha256 of every file that was fetched for them
+lock:
+	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install -q pip-tools
+	$(VENV)/lock/bin/pip-compile -q --generate-hashes --extra dev -c constraints.txt -o requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV)

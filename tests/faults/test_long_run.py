@@ -1,0 +1,131 @@
+"""Long runs: a schedule in fast time, with faults between: nothing leaks beyond stated bounds."""
+
+import gc
+import json
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orpo_data
+from orpo_data.errors import OrpoError
+from pipelines import prepare, stages
+from pipelines.recipe import Recipe
+
+MEGABYTES_A_RUN = 0.5
+"""How much the memory of a process may grow with each run of the whole data part, once it is warm."""
+
+ROWS_A_FLOW = 400
+"""How many rows a flow of ten tasks may leave in Prefect's database: states, logs, events, artifacts."""
+
+
+def resident() -> float:
+    """Megabytes of this process in memory."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def held() -> tuple[int, int, int]:
+    """Open files, threads, and entries of the folder for temporary files."""
+    files = len(os.listdir("/proc/self/fd"))
+    return files, threading.active_count(), len(os.listdir(tempfile.gettempdir()))
+
+
+def break_something(root: Path, draw: random.Random) -> None:
+    """As rot, a crash or a colleague would: a shard's bit, a lost folder, a half-written one, a lock left behind."""
+    kind = draw.randrange(5)
+    if kind == 0:
+        shard = draw.choice(sorted(root.rglob("*.arrow")))
+        content = shard.read_bytes()
+        shard.unlink()  # a hard link may share its bytes
+        shard.write_bytes(content[:-1] + b"\x7f")
+    elif kind == 1:
+        shutil.rmtree(root / draw.choice(["clean", "split", "tokenize"]))
+    elif kind == 2:
+        shutil.copytree(root / "clean", root / ".split.partial", dirs_exist_ok=True)
+    elif kind == 3:
+        (root / ".clean.lock").write_text('{"pid": 1}')
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.parametrize("runs", [6, pytest.param(500, marks=pytest.mark.faults)])
+def test_the_data_part_again_and_again(
+    own_raw_data: Path, make_recipe: Callable[..., Recipe], tmp_path: Path, runs: int
+) -> None:
+    """One process, new rows every time, a fault after every other run; what is left is one run's output."""
+    draw, recipe, root = random.Random(runs), make_recipe("dedup={near: 0.65}", raw=own_raw_data), tmp_path / "run"
+    warm, told = runs // 3, list[str]()
+    for turn in range(runs):
+        if turn == warm:
+            memory, before = resident(), held()
+        with (own_raw_data / "hh/train.jsonl").open("a") as file:
+            sides = [f"\n\nHuman: Number {turn}?\n\nAssistant: {word} {turn}." for word in ("Yes", "No")]
+            file.write(json.dumps(dict(zip(("chosen", "rejected"), sides, strict=True))) + "\n")
+        try:
+            prepare(recipe, root)
+        except OrpoError as error:  # a shard of an input that stands: the line says which folder to make again
+            told.append(str(error))
+            shutil.rmtree(root)
+            prepare(recipe, root)
+        assert orpo_data.verify(root / "tokenize").ok
+        if turn % 2:
+            break_something(root, draw)
+    assert all("its bytes changed" in line for line in told)
+    files, threads, temporary = (now - then for now, then in zip(held(), before, strict=True))
+    assert files <= 4
+    assert threads <= 4
+    assert temporary <= 4
+    assert resident() - memory < 60 + MEGABYTES_A_RUN * (runs - warm)
+    hidden = {path.name for path in root.iterdir() if path.name.startswith(".")}
+    assert hidden <= {".clean.notes", ".split.partial", ".clean.lock", ".run.lock"}
+    assert len(list((root / ".clean.notes").iterdir())) < 20 if (root / ".clean.notes").exists() else True
+
+
+@pytest.mark.faults
+def test_an_hours_schedule_in_fast_time(
+    prefect_server: dict[str, str], commands: Any, own_raw_data: Path, recipe_yaml: Path, tmp_path: Path
+) -> None:
+    """A flow every few seconds, some of them killed: the server's database grows by a bounded number of rows a flow."""
+    draw, database = random.Random(1), Path(prefect_server["PREFECT_HOME"]) / "prefect.db"
+    run = ["run", recipe_yaml, "-o", tmp_path / "run", "--set", "train=null"]
+    commands.run(*run, environment=prefect_server)
+    begun, flows = _rows(database), 60
+    for turn in range(flows):
+        fraction = ["--set", f"split.eval_fraction={0.1 + 0.001 * turn}"]
+        child = commands.start(*run, *fraction, environment=prefect_server)
+        if turn % 5 == 4:
+            time.sleep(draw.random() * 4)
+            child.kill()
+        assert child.wait() in (0, -9), child.printed
+    commands.run(*run, environment=prefect_server)
+    assert orpo_data.verify(tmp_path / "run/tokenize").ok
+    assert (_rows(database) - begun) / flows < ROWS_A_FLOW
+    left = {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")}
+    assert left <= {".clean.notes"}
+
+
+def _rows(database: Path) -> int:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        names = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+        return sum(connection.execute(f'select count(*) from "{name}"').fetchone()[0] for name in names)
+
+
+def test_a_clock_that_goes_backwards(
+    make_recipe: Callable[..., Recipe], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing hangs on the time of day: the same bytes, and an unchanged stage is still told."""
+    clock = iter(range(2_000_000_000, 0, -3_600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    report = stages.split(prepared / "clean", make_recipe(), tmp_path / "split")
+    os.utime(tmp_path / "split" / "_manifest.json", (1, 1))
+    assert report.content_hash == orpo_data.lineage(prepared / "split").nodes[-1].manifest.content_hash
+    assert not stages.split(prepared / "clean", make_recipe(), tmp_path / "split").ran
