@@ -86,7 +86,7 @@ def test_the_data_part_again_and_again(
     assert temporary <= 4
     assert resident() - memory < 60 + MEGABYTES_A_RUN * (runs - warm)
     hidden = {path.name for path in root.iterdir() if path.name.startswith(".")}
-    assert hidden <= {".clean.notes", ".split.partial", ".clean.lock", ".run.lock"}
+    assert hidden <= {".clean.notes", ".split.notes", ".split.partial", ".clean.lock", ".run.lock"}
     assert len(list((root / ".clean.notes").iterdir())) < 20 if (root / ".clean.notes").exists() else True
 
 
@@ -110,7 +110,7 @@ def test_an_hours_schedule_in_fast_time(
     assert orpo_data.verify(tmp_path / "run/tokenize").ok
     assert (_rows(database) - begun) / flows < ROWS_A_FLOW
     left = {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")}
-    assert left <= {".clean.notes"}
+    assert left <= {".clean.notes", ".split.notes"}
 
 
 def _rows(database: Path) -> int:
