@@ -19,6 +19,8 @@ from pipelines.cli.app import JsonOption, OutputOption, RecipeArgument, SetOptio
 if TYPE_CHECKING:
     from prefect.schedules import Schedule
 
+    from pipelines.recipe import Recipe
+
 LOCAL_SERVER = "http://127.0.0.1:4200/api"
 SAMPLES_SHOWN = 2
 
@@ -61,8 +63,10 @@ def compare(
     from pipelines.compare.plan import plan
 
     chosen = [*(overrides or []), *_runner_overrides(runner, address)]
-    plan(read_recipe(recipe, chosen), recipe)  # a wrong section is told before Prefect starts
+    settings = read_recipe(recipe, chosen)
+    plan(settings, recipe)  # a wrong section is told before Prefect starts
     signal.signal(signal.SIGTERM, _terminate)
+    _start_server(settings)
     from flows.compare import ComparisonError, compare_flow
 
     _quiet_prefect()
@@ -122,13 +126,22 @@ def _runner_overrides(runner: str | None, address: str | None) -> list[str]:
 
 
 def _run_flow(recipe: str, overrides: list[str], output: Path | None) -> dict[str, Any]:
-    read_recipe(recipe, overrides)  # a wrong recipe is told before Prefect starts
+    settings = read_recipe(recipe, overrides)  # a wrong recipe is told before Prefect starts
     signal.signal(signal.SIGTERM, _terminate)
+    _start_server(settings)
     from flows.pipeline import run_flow
 
     _quiet_prefect()
     result: dict[str, Any] = run_flow(recipe, overrides, str(output) if output else None)
     return result
+
+
+def _start_server(settings: "Recipe") -> None:
+    """A temporary server is reached from this machine alone, so the workers of a cluster must not be told of it."""
+    from flows.server import start_server_ahead
+
+    if settings.runner.kind == "local":
+        start_server_ahead()
 
 
 def _terminate(number: int, frame: object) -> None:
