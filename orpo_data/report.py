@@ -117,10 +117,10 @@ def _charts(measures: Measures) -> Iterator[Chart]:
 def _score_charts(measures: Measures) -> Iterator[Chart]:
     if "score_chosen" not in measures.numbers:
         return
-    sources = np.array(measures.sources)
     for source in measures.largest_sources():
+        rows = (measures.sources == source).to_numpy()
         own: dict[str, Numbers] = {
-            name: measures.numbers[name][sources == source] for name in ("score_chosen", "score_rejected", "margin")
+            name: measures.numbers[name][rows] for name in ("score_chosen", "score_rejected", "margin")
         }
         if not np.isfinite(own["margin"]).any():
             continue

@@ -15,6 +15,7 @@ import pyarrow as pa
 from orpo_data.cache import cache_folder, download, fetch, fetch_ahead, scratch_folder
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, digest, manifest_text, read_manifest, write_manifest
+from orpo_data.mapped import map_stream
 from orpo_data.places import (
     as_path,
     copy,
@@ -52,8 +53,8 @@ def open_shard(path: Path, sha256: str | None = None) -> pa.Table:
     """
     here = path if is_local(path) else fetch(path, sha256) if sha256 else download(*storage(path))
     try:
-        return pa.ipc.open_stream(pa.memory_map(str(here))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        return map_stream(here)
+    except (OSError, ValueError) as error:
         raise OrpoError(f"{path}: unreadable shard ({error})") from None
     finally:
         if here is not path and not sha256:

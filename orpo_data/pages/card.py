@@ -19,7 +19,7 @@ OTHER = "other"  # the hub's word for a licence that it does not list, or that n
 def card(chain: Sequence[Node], measures: Measures) -> str:
     """README.md of the last dataset of the chain."""
     manifest = chain[-1].manifest
-    sources = sources_of(manifest, measures.sources)
+    sources = sources_of(manifest, measures.by_source())
     return render(
         "README.md.jinja",
         front_matter=yaml.safe_dump(front_matter(manifest, sources), sort_keys=False, allow_unicode=True),

@@ -47,14 +47,12 @@ def effects(manifest: Manifest, measures: Measures, dropped: Rows, came_in: Rows
     if measures.kind != "pairs" or not steps or any(step.source is not None for step in manifest.steps):
         return {}
     rows = pl.concat([_kept(measures, last=len(steps)), _dropped(dropped, steps)])
-    moments: list[tuple[str | None, pl.DataFrame]] = [
-        (step, rows.filter(pl.col("last") > index)) for index, step in enumerate(steps)
-    ]
+    found: list[tuple[str | None, dict[str, dict[str, Any]]]] = []
     if not any(step.changed for step in manifest.steps):
-        moments.insert(0, (None, rows))
+        found.append((None, _by_source(rows)))
     elif came_in is not None and {"chosen", *SCORES} <= {*came_in.columns}:
-        moments.insert(0, (None, _came_in(came_in)))
-    found = [(step, _by_source(rows)) for step, rows in moments]
+        found.append((None, _by_source(_came_in(came_in))))
+    found += [(step, _by_source(rows.filter(pl.col("last") > index))) for index, step in enumerate(steps)]
     return {
         source: [Standing(step, **rows.get(source, {})) for step, rows in found]
         for source in measures.largest_sources()
@@ -73,8 +71,7 @@ def _by_source(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
 def _kept(measures: Measures, last: int) -> pl.DataFrame:
     """A row each: source, figures, and the index of the step that dropped it, which is `last` as none did."""
     figures = {name: pl.Series(measures.numbers[name], dtype=pl.Float64).fill_nan(None) for name in MEASURED}
-    sources = pl.Series(measures.sources, dtype=pl.String)
-    return pl.DataFrame({"source": sources, **figures}).with_columns(last=pl.lit(last, pl.Int64))
+    return pl.DataFrame({"source": measures.sources, **figures}).with_columns(last=pl.lit(last, pl.Int64))
 
 
 def _dropped(dropped: Rows, steps: Sequence[str]) -> pl.DataFrame:
@@ -85,4 +82,6 @@ def _dropped(dropped: Rows, steps: Sequence[str]) -> pl.DataFrame:
 
 
 def _came_in(came_in: Rows) -> pl.DataFrame:
-    return came_in.frame("source", "prompt", *ANSWERS, *SCORES).select("source", **MEASURED)
+    return pl.concat(
+        [rows.select("source", **MEASURED) for rows in came_in.frames("source", "prompt", *ANSWERS, *SCORES)]
+    )

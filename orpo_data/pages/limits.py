@@ -34,7 +34,7 @@ def known_limits(chain: Sequence[Node], measures: Measures) -> list[Limit]:
     found = [*_labels(measures), *_flags(measures), *_truncation(measures), *_lengths(measures), *_scores(measures)]
     if manifest.stage in JUDGED_STAGES:
         found += _left_out(chain)
-    for source in sources_of(manifest, measures.sources):
+    for source in sources_of(manifest, measures.by_source()):
         found += [Limit(source.label, caveat) for caveat in source.upstream.caveats]
         if source.upstream.licence is None:
             found.append(Limit(source.label, "Its licence, language and origin are for its owner to state."))

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from orpo_data.distributions import NUMBERS
 from orpo_data.manifest import Manifest
+from orpo_data.mapped import let_go
 from orpo_data.pages.charts import Numbers
 from orpo_data.shards import open_shard
 
@@ -30,6 +32,9 @@ MEASURED = {
 }
 """Columns of `orpo_data.distributions`: each one float64 [rows], NaN where the row has no value."""
 
+Places = npt.NDArray[np.int64]
+NO_PLACES = np.empty(0, np.int64)
+
 MOST_SOURCES = 4  # that are looked at one by one
 
 Group = tuple[str | None, str | None, str | None]
@@ -47,11 +52,11 @@ class Measures:
 
     schema: pa.Schema
     numbers: dict[str, Numbers] = field(default_factory=dict)
-    sources: list[str | None] = field(default_factory=list)  # of each row, parallel to `numbers`
+    sources: pl.Series = field(default_factory=lambda: pl.Series(dtype=pl.String))  # of each row, as `numbers`
     groups: Counter[Group] = field(default_factory=Counter)
     models: dict[str, Counter[str]] = field(default_factory=dict)  # chosen, rejected or answers -> rows by model
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)  # findings by rule and side
-    flagged_at: dict[str, list[int]] = field(default_factory=dict)  # places of the rows that each rule flagged
+    flagged_at: dict[str, Places] = field(default_factory=dict)  # places of the rows that each rule flagged
 
     @property
     def kind(self) -> str:
@@ -75,7 +80,7 @@ class Measures:
     @property
     def flagged_rows(self) -> int:
         """Rows with a flag, whatever the rule."""
-        return len({place for places in self.flagged_at.values() for place in places})
+        return len(np.unique(np.concatenate([*self.flagged_at.values(), NO_PLACES])))
 
     def largest_sources(self) -> list[str]:
         """Those that are looked at one by one."""
@@ -93,14 +98,17 @@ def measure(folder: Path, manifest: Manifest) -> Measures:
     """Read every shard once."""
     found = Measures(open_shard(folder / manifest.shards[0].path, manifest.shards[0].sha256).schema)
     parts: dict[str, list[Numbers]] = {}
+    sources = [found.sources]
     for shard in manifest.shards:
         frame = pl.from_arrow(open_shard(folder / shard.path, shard.sha256))
         assert isinstance(frame, pl.DataFrame)
         for name, values in _numbers(frame, found.kind).items():
             parts.setdefault(name, []).append(values)
-        found.sources += frame["source"].to_list()
+        sources.append(frame["source"])
         _count(frame, shard.split, found)
-    found.numbers = {name: np.concatenate(values) for name, values in parts.items()}
+        let_go()
+    found.sources = pl.concat(sources, rechunk=True)
+    found.numbers = {name: np.concatenate(parts.pop(name)) for name in [*parts]}
     return found
 
 
@@ -135,4 +143,4 @@ def _count_flags(frame: pl.DataFrame, found: Measures, before: int) -> None:
     flags = flags.explode("flag").select("at", pl.col("flag").struct.unnest())
     found.flags.update({(rule, side): n for rule, side, n in flags.group_by("rule", "side").len().iter_rows()})
     for rule, places in flags.group_by("rule").agg(pl.col("at").unique().sort()).iter_rows():
-        found.flagged_at.setdefault(rule, []).extend(places)
+        found.flagged_at[rule] = np.append(found.flagged_at.get(rule, NO_PLACES), places)

@@ -1,7 +1,7 @@
 """The rows of a dataset, of which pages show a few: small columns in memory, texts read only for the rows shown."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from orpo_data.chain import Node
 from orpo_data.manifest import Manifest
+from orpo_data.mapped import let_go
 from orpo_data.schema import ORIGIN_COLUMNS
 from orpo_data.shards import open_shard
 
@@ -35,9 +36,13 @@ class Rows:
 
     def frame(self, *columns: str) -> pl.DataFrame:
         """These columns of all rows, over the same bytes."""
-        found = pl.from_arrow(pa.concat_tables(table.select(list(columns)) for table in self.tables))
-        assert isinstance(found, pl.DataFrame)
-        return found
+        return _frame(pa.concat_tables(table.select(list(columns)) for table in self.tables))
+
+    def frames(self, *columns: str) -> Iterator[pl.DataFrame]:
+        """The same shard by shard, for columns that are large; what was read of one is let go before the next."""
+        for table in self.tables:
+            yield _frame(table.select(list(columns)))
+            let_go()
 
     def take(self, places: Iterable[int]) -> list[Row]:
         """Whole rows, with their split."""
@@ -65,6 +70,12 @@ def read_input_rows(chain: Sequence[Node]) -> Rows | None:
     if len(chain) < 2 or len(chain[-1].manifest.inputs) != 1:
         return None
     return read_rows(chain[-2].path, chain[-2].manifest)
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    found = pl.from_arrow(table)
+    assert isinstance(found, pl.DataFrame)
+    return found
 
 
 def _rows(shards: list[tuple[str | None, pa.Table]]) -> Rows:

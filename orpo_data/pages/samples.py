@@ -5,7 +5,7 @@ Ids are content hashes, so the rows with the smallest ids are a random choice th
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import orjson
 import polars as pl
 
 from orpo_data.pages.charts import Numbers
+from orpo_data.pages.measures import Places
 from orpo_data.pages.rows import Row, Rows
 from orpo_data.schema import ORIGIN_COLUMNS
 
@@ -22,6 +23,7 @@ ROWS_PER_RULE = 2
 MOST_OVERLAPS = 100
 CONTAMINATED = "contaminated"  # how the reasons of decontamination begin
 EXTREMES = 3
+WINDOW = 1_000  # rows among which examples are looked for at a time
 MOST_FIELDS = 12
 CONTEXT = 80  # characters around a change
 MOST_SOURCES = 12
@@ -48,9 +50,9 @@ def extreme_rows(rows: Rows, values: Numbers, *, highest: bool) -> list[Row]:
     return rows.take(by_value.head(EXTREMES).collect()["at"])
 
 
-def flagged_rows(rows: Rows, places: Mapping[str, Sequence[int]]) -> dict[str, list[Row]]:
+def flagged_rows(rows: Rows, places: Mapping[str, Places]) -> dict[str, list[Row]]:
     """Some rows for each rule, of those in `places` that it flagged."""
-    return {rule: rows.take(_first(rows.keys[list(found)], ROWS_PER_RULE)) for rule, found in places.items()}
+    return {rule: rows.take(_first(rows.keys[found], ROWS_PER_RULE)) for rule, found in places.items()}
 
 
 def _first(keys: pl.DataFrame, most: int) -> list[int]:
@@ -122,11 +124,23 @@ def changed_rows(rows: Rows, source: Rows | None) -> list[Change]:
     """Some rows whose content differs from that of the one row of the same origin in `source`, which the stage read."""
     if source is None or not all({"chosen", *ORIGIN_COLUMNS} <= {*side.columns} for side in (rows, source)):
         return []
-    alone = pl.struct(ORIGIN_COLUMNS).is_unique()
-    pairs = rows.keys.filter(alone).join(source.keys.filter(alone), on=list(ORIGIN_COLUMNS), suffix="_before")
-    chosen = pairs.filter(pl.col("id") != pl.col("id_before")).sort("id", "at").head(EXTREMES)
-    before, after = source.take(chosen["at_before"]), rows.take(chosen["at"])
-    return [Change(*change) for change in zip(before, after, strict=True)]
+    known = source.keys.select(pl.col("id").hash().unique()).to_series()
+    changed = rows.keys.filter(~pl.col("id").hash().is_in(known.implode())).select("id", "at").sort("id", "at")
+    found: list[tuple[int, int]] = []
+    for window in changed.iter_slices(WINDOW):  # the first has enough as a rule; to join all rows takes much memory
+        ours = _alone(rows, rows.keys[window["at"]])
+        pairs = ours.join(_alone(source, ours), on=list(ORIGIN_COLUMNS), suffix="_before").sort("id", "at")
+        found += pairs.select("at_before", "at").iter_rows()
+        if len(found) >= EXTREMES:
+            break
+    before, after = ([pair[side] for pair in found[:EXTREMES]] for side in (0, 1))
+    return [Change(*change) for change in zip(source.take(before), rows.take(after), strict=True)]
+
+
+def _alone(rows: Rows, like: pl.DataFrame) -> pl.DataFrame:
+    """The rows with an origin of those of `like` that no other row has."""
+    found = rows.keys.join(like, on=list(ORIGIN_COLUMNS), how="semi")
+    return found.filter(pl.struct(ORIGIN_COLUMNS).is_unique())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from orpo_data.mapped import let_go
 from orpo_data.steps.minhash import LEAST_PART
 from orpo_data.steps.tokens import Hashes, distinct
 
@@ -64,6 +65,7 @@ class Sketches:
         else:
             for number in range(self.bands):
                 yield np.concatenate([chunk.bands[:, number] for chunk in self._chunks])[rows]
+                let_go()
 
     def buckets(self, rows: Rows) -> Iterator["Buckets"]:
         """Band after band the places in `rows` of those that share it with others."""
@@ -79,6 +81,7 @@ class Sketches:
         work = np.cumsum(self.sizes[rows[first]].sum(1) + self.sizes[rows[second]].sum(1), dtype=np.int64) // AT_ONCE
         for pairs in np.split(np.arange(len(first)), np.flatnonzero(np.diff(work)) + 1):
             found[pairs] = self.similarity(rows[first[pairs]], rows[second[pairs]])
+            let_go()
         enough = found >= self.threshold
         return Alike(first[enough], second[enough], found[enough])
 

@@ -1,0 +1,27 @@
+"""Arrow stream files mapped into memory: their pages are the system's, and it can have them back."""
+
+import mmap
+from pathlib import Path
+from weakref import WeakSet
+
+import pyarrow as pa
+
+_MAPS: WeakSet[mmap.mmap] = WeakSet()
+"""The files that tables of this process still lie in."""
+
+
+def map_stream(file: Path) -> pa.Table:
+    """The table in a stream file, without a copy. Raises OSError or ValueError if it cannot be read."""
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    _MAPS.add(mapped)
+    return pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
+
+
+def let_go() -> None:
+    """Take what was read of mapped files out of this process' memory; what is needed again is mapped again.
+
+    Otherwise all of a dataset stays resident that was looked at once, as long as its table lives.
+    """
+    for mapped in list(_MAPS):
+        mapped.madvise(mmap.MADV_DONTNEED)
