@@ -1,0 +1,52 @@
+"""Mapped files: their rows stay readable when their memory is given back."""
+
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from orpo_data.mapped import let_go, map_stream
+
+TABLE = pa.table({"n": pa.array(range(1_000_000), pa.int64())})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    with pa.ipc.new_stream(str(tmp_path / "rows.arrow"), TABLE.schema) as stream:
+        stream.write_table(TABLE)
+    return tmp_path / "rows.arrow"
+
+
+def resident_file_pages() -> int:
+    """KiB of files in this process' memory."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1])
+
+
+def test_rows_are_there_after_they_were_let_go(file: Path) -> None:
+    table = map_stream(file)
+    assert table.equals(TABLE)
+    let_go()
+    assert table.equals(TABLE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_was_read_does_not_stay_in_memory(file: Path) -> None:
+    table = map_stream(file)
+    let_go()
+    before = resident_file_pages()
+    assert table.equals(TABLE)
+    read = resident_file_pages()
+    let_go()
+    assert read - before > 6_000  # of 8 MB
+    assert resident_file_pages() - before < 1_000
+    assert table["n"][-1].as_py() == 999_999
+
+
+def test_a_file_without_a_table_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "broken").write_bytes(b"x" * 100)
+    for name in ("empty", "broken", "missing"):
+        with pytest.raises((OSError, ValueError)):
+            map_stream(tmp_path / name)
