@@ -8,7 +8,7 @@ from orpo_data.pages.lines import LineChart, line_chart
 from orpo_data.pages.render import figure, render
 
 HELD_OUT = {
-    "accuracy": "share of pairs whose chosen answer is the likelier one",
+    "accuracy": "share of pairs whose chosen answer is the likelier one; under DPO: gained more on its reference",
     "log odds ratio": "log odds of chosen minus log odds of rejected",
     "logps chosen": "log probability of a token of the chosen answer",
     "logps rejected": "log probability of a token of the rejected answer",
