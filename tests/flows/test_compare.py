@@ -27,7 +27,8 @@ def compare(recipe_file, tmp_path, monkeypatch):
         def write(recipe, root, found):
             outcomes.update(found)
             failed = [{"name": name, "error": told["error"]} for name, told in found.items() if "error" in told]
-            comparison = {"failed": failed, "win_rates": {}, "held_out": [], "pairs": {"eval": 3}}
+            tables = {"win_rates": {}, "reward_models": [], "held_out": [], "pairs": {"eval": 3}}
+            comparison = {"failed": failed, **tables}
             return root / "report.html", comparison
 
         monkeypatch.setattr(module, "run_apart", job_apart)
