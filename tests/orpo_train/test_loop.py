@@ -145,7 +145,8 @@ def test_a_run_leaves_exactly_these_files(run: Make, make_table: Make, tmp_path:
     report = run(held_out=make_table(3, seed=1), save_every=4)
     files = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     model = {"config.json", "generation_config.json", "model.safetensors"}
-    checkpoint = {f"checkpoints/step-000004/{n}" for n in ("model.safetensors", "optimizer.safetensors", "state.json")}
+    saved = ("model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl")
+    checkpoint = {f"checkpoints/step-000004/{name}" for name in saved}
     assert files == model | checkpoint | {"metrics.jsonl", "curves.png", "train.json"}
     written = json.loads((tmp_path / "run" / "train.json").read_text())
     assert written["metrics"] == report.metrics

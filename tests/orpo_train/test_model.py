@@ -316,7 +316,7 @@ def test_pickled_weights_are_refused(make_model: Make, tmp_path: Path) -> None:
     model = make_model("gpt2")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OrpoError, match=r"train\.model: cannot load"):
+    with pytest.raises(OrpoError, match=r"train\.model: .*is a pickle"):
         load_model(tmp_path)
 
 
