@@ -1,4 +1,4 @@
-"""PPO on a real language model: a reward model learns that short answers are better, and the answers score higher."""
+"""PPO on a real language model: a reward model learns what is liked, and the answers come to be liked more."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from orpo_train.config import TrainConfig
 from orpo_train.loop import train
 
 THINGS = "apple river violin castle doctor winter pencil tiger market garden engine mirror island candle bridge teacher"
-LONG = "is one of those things that people have written a great deal about, and there is much to say of it"
 
 
 @pytest.fixture
@@ -28,24 +27,21 @@ def smollm2() -> Path:
 
 
 def pairs(tokenizer: Any) -> pa.Table:
-    """The better answer is one short sentence that ends, the worse one goes on and on and is cut."""
+    """Yes is liked and no is not. The model itself says no three times as often, and mostly something else."""
     rows = []
     for thing in THINGS.split():
-        question = [{"role": "user", "content": f"What is a {thing}?"}]
+        question = [{"role": "user", "content": f"Is a {thing} heavy? Answer yes or no."}]
         prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
-        short, long = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (f"It is a {thing}.{tokenizer.eos_token}", f"A {thing} {LONG}")
-        )
+        yes, no = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Yes", "No"))
         rows.append(
             {
                 "id": thing,
-                "chosen_input_ids": prompt + short,
-                "rejected_input_ids": prompt + long,
+                "chosen_input_ids": prompt + yes,
+                "rejected_input_ids": prompt + no,
                 "prompt_len": len(prompt),
                 "source": "test",
                 "prompt_turns_dropped": 0,
-                "chosen_truncated": False,
+                "chosen_truncated": True,
                 "rejected_truncated": True,
             }
         )
@@ -60,10 +56,10 @@ def test_answers_score_higher_after_a_few_steps(smollm2: Path, tmp_path: Path) -
     settings |= {"schedule": "constant", "warmup_steps": 0}
     for name in ("judge", "policy"):
         tokenizer.save_pretrained(tmp_path / name)
-    judge = TrainConfig(**settings, objective="reward", learning_rate=3e-5, max_steps=4)
+    judge = TrainConfig(**settings, objective="reward", learning_rate=3e-5, max_steps=3)
     assert train(judge, table, None, tmp_path / "judge", "f" * 64).metrics["rewards/accuracies"] == 1
-    ppo = {"reward_model": str(tmp_path / "judge"), "max_new_tokens": 16, "kl": 0.02, "epochs": 2, "minibatches": 1}
-    policy = TrainConfig(**settings, objective="ppo", learning_rate=3e-5, max_steps=8, ppo=ppo)
+    ppo = {"reward_model": str(tmp_path / "judge"), "max_new_tokens": 1, "kl": 0.02, "epochs": 2, "minibatches": 2}
+    policy = TrainConfig(**settings | {"batch_size": 16}, objective="ppo", learning_rate=3e-5, max_steps=4, ppo=ppo)
     train(policy, table, None, tmp_path / "policy", "f" * 64)
     lines = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").read_text().splitlines()]
     scores = [line["score"] for line in lines]
@@ -71,4 +67,4 @@ def test_answers_score_higher_after_a_few_steps(smollm2: Path, tmp_path: Path) -
         [{name: round(line[name], 3) for name in ("score", "kl", "answer_tokens", "answers_ended")} for line in lines]
     )
     assert torch.tensor(scores).isfinite().all()
-    assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.3
+    assert np.mean(scores[-2:]) > scores[0] + 1
