@@ -49,7 +49,9 @@ def value_histogram(series: Mapping[str, Sequence[float | None] | Numbers]) -> H
         return None
     low, high = float(values.min()), float(values.max())
     width = round_step(max(high - low, 1e-6 * max(-low, high), 1e-3), BINS)  # wide enough for distinct edges
-    edges = width * np.arange(math.floor(low / width), math.floor(high / width) + 2)
+    first, last = math.floor(low / width), math.floor(high / width) + 1
+    first, last = first - (width * first > low), last + (width * last < high)  # where the division rounded
+    edges = width * np.arange(first, last + 1)
     step = round_step(float(edges[-1] - edges[0]), 8)
     marks = [step * n for n in range(math.ceil(edges[0] / step), math.floor(edges[-1] / step) + 1)]
     left_out = sum(map(len, everything.values())) - len(values)

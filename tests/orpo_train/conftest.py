@@ -266,7 +266,9 @@ def _naive_pairs(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tens
 
 
 def _score(model: Any, row: dict[str, Any], side: str) -> torch.Tensor:
-    score: torch.Tensor = model(input_ids=torch.tensor([row[f"{side}_input_ids"]])).logits[0, 0].double()
+    """Of the last token, whichever it is: the model's own `forward` passes over those that look like padding."""
+    hidden = model.base_model(input_ids=torch.tensor([row[f"{side}_input_ids"]])).last_hidden_state
+    score: torch.Tensor = model.score(hidden[0, -1])[0].double()
     return score
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -87,6 +87,16 @@ def _one_step(
     objective=st.sampled_from([*OBJECTIVES]),
     seed=st.integers(0, 20),
 )
+@example(
+    micro=None,
+    tokens=72,
+    layout="sdpa",
+    one_prompt=False,
+    scope="response",
+    reduction="sequence",
+    objective="reward",
+    seed=5,
+)  # an answer that ends in the padding's token
 def test_neither_micro_batches_nor_layout_nor_sharing_change_loss_or_gradient(
     micro: int | None,
     tokens: int,
