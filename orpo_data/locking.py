@@ -1,7 +1,8 @@
 """One writer at a time: who writes an output folder holds a lock beside it, and others are told who that is.
 
 The lock is the operating system's (`flock`), so it ends with the process that holds it, however that ends: what a dead
-process left behind is a file that nobody holds.
+process left behind is a file that nobody holds. Where this process cannot write no lock is taken: a run that finds
+everything up to date needs none, and any other fails there by itself.
 """
 
 import fcntl
@@ -49,6 +50,9 @@ def _holding(place: Path, output: Path) -> Iterator[None]:
     made = not place.parent.exists()
     place.parent.mkdir(parents=True, exist_ok=True)
     file = _acquire(place, output)
+    if file is None:
+        yield
+        return
     try:
         left = file.read()
         if left:
@@ -66,11 +70,17 @@ def _holding(place: Path, output: Path) -> Iterator[None]:
                 place.parent.rmdir()
 
 
-def _acquire(place: Path, output: Path) -> IO[str]:
-    """The lock file, open and held."""
+def _acquire(place: Path, output: Path) -> IO[str] | None:
+    """The lock file, open and held; None in a folder where this process cannot write."""
     given_up = time.monotonic() + PATIENCE
     while True:
-        handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)  # a link may lead anywhere
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # a link may lead anywhere
+            handle = os.open(place, flags, 0o666)
+        except OSError:
+            if os.access(place.parent, os.W_OK):
+                raise
+            return None
         file = os.fdopen(handle, "a+", encoding="utf-8", errors="replace")
         file.seek(0)
         try:

@@ -1,6 +1,7 @@
 """The disk: full, failing, read-only or forbidden at any moment. One clear line, nothing harmed, and on it goes."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -102,8 +103,21 @@ def test_a_small_disk(mounted: Callable[[str], Path], commands: Any, recipe_yaml
     commands.run("prepare", recipe_yaml, "-o", place / "run")
     expected = {name: data for name, data in shards(whole["root"] / "newer").items() if ".notes" not in name}
     assert {name: data for name, data in shards(place).items() if ".notes" not in name} == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting takes root")
+def test_a_read_only_disk(
+    mounted: Callable[[str], Path], commands: Any, recipe_yaml: Path, whole: dict[str, Any]
+) -> None:
+    """What is up to date is said to be; what is not cannot be written."""
+    place = mounted("size=64m")
+    shutil.copytree(whole["root"] / "trained/run", place / "run")
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     commands.run("verify", place / "run/clean")
-    failed = commands.start("prepare", recipe_yaml, "-o", place / "run")
+    again = commands.run("prepare", recipe_yaml, "-o", place / "run", "--json")
+    assert [stage["ran"] for stage in json.loads(again.printed)] == [False] * 6
+    assert "unchanged" in commands.run(*train(recipe_yaml, place)).printed
+    failed = commands.start("prepare", recipe_yaml, "-o", place / "run", *OLDER)
     assert failed.wait() == 1
     assert "Read-only file system" in one_line(failed.printed)
+    assert_sound(place)

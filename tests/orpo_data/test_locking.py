@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -80,6 +81,28 @@ def test_options_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sys.argv", ["/bin/orpo", "prepare", "--set", "token=hunter2"])
     with writing(tmp_path / "out"):
         assert "hunter2" not in (tmp_path / ".out.lock").read_text()
+
+
+@pytest.mark.parametrize(("mode", "held"), [(0o555, False), (0o777, True)])
+def test_where_nobody_can_write_no_lock_is_needed(mode: int, held: bool) -> None:
+    """But a lock of another user's, in a folder that both can write, is to be respected."""
+    with TemporaryDirectory() as folder:
+        lock = Path(folder) / ".out.lock"
+        lock.touch(0o444)
+        Path(folder).chmod(mode)
+        if (child := os.fork()) == 0:
+            code = 2
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(65_534)  # root can write everywhere
+                with writing(Path(folder) / "out"):
+                    code = 0
+            except PermissionError:
+                code = 1
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == held
+        Path(folder).chmod(0o700)
 
 
 @pytest.mark.parametrize("can", [True, False])
