@@ -1,6 +1,6 @@
 """The comparison as a Prefect flow: the data part, then every job as a task of its own, then the page.
 
-Jobs that do not need each other run side by side on the workers of a cluster; on this machine one runs after the other.
+Jobs that do not need each other run side by side: on the workers of a cluster, or `runner.workers` of them here.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from flows.clusters import task_runner
 from flows.pipeline import Report, prepare_data, read_settings, stage_task
 from orpo_data.errors import OrpoError
 from orpo_data.locking import running
+from orpo_data.places import without_secrets
 from pipelines.compare.apart import end_jobs, run_apart
 from pipelines.compare.plan import Job, plan
 from pipelines.recipe import Recipe
@@ -81,7 +82,8 @@ def compare_flow(recipe: str, overrides: list[str] | None = None, output: str | 
     plan(settings, recipe)
     with running(place.root):
         stages = prepare_data(settings, place)
-        outcomes = jobs_flow.with_options(task_runner=_runner(settings))(settings.resolved(), str(place.root))
+        told = without_secrets(settings.resolved())  # Prefect keeps it, and no job reads the raw files
+        outcomes = jobs_flow.with_options(task_runner=_runner(settings))(told, str(place.root))
         page, comparison = write_comparison(settings, place.root, outcomes)
     publish_comparison(settings.name, comparison)
     result = {"stages": stages, "page": str(page), "comparison": comparison}

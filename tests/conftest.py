@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, settings
 
 from orpo_data.schema import PAIRS, pair_id
 
+pytest_plugins = ["tests.browsing"]
+
 os.environ["COLUMNS"] = "300"  # rich reads it on import: what is printed must not depend on where the tests run
 
 if TYPE_CHECKING:

@@ -1,5 +1,8 @@
 """The comparison as a flow: what it hands on, what goes on when a job fails. Jobs are tested elsewhere."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from orpo_data.errors import OrpoError, UsageError
@@ -74,6 +77,23 @@ def test_without_a_judge_models_are_trained_all_the_same(compare):
 def test_a_bug_is_no_failed_run(compare):
     with pytest.raises(ZeroDivisionError):
         compare("reward", error=ZeroDivisionError)
+
+
+def test_prefect_is_told_no_secret(recipe_file, tmp_path, monkeypatch):
+    """It keeps what a flow was called with."""
+    from flows import compare as module
+    from pipelines.compare import page
+
+    told, comparison = [], {"failed": [], "win_rates": {}, "reward_models": [], "held_out": [], "pairs": {"eval": 3}}
+    jobs = SimpleNamespace(with_options=lambda **options: lambda *arguments: told.append(arguments) or {})
+    monkeypatch.setattr(module, "jobs_flow", jobs)
+    monkeypatch.setattr(module, "prepare_data", lambda settings, place: [])
+    monkeypatch.setattr(page, "write_comparison", lambda recipe, root, found: (root / "report.html", comparison))
+    source = "{dataset: hh-rlhf, path: 'https://planted:planted@127.0.0.1/rows.jsonl?signature=planted'}"
+    module.compare_flow(recipe_file(*COMPARE, "name=cmp", f"sources=[{source}]"), output=str(tmp_path))
+    [(recipe, _)] = told
+    assert recipe["sources"][0]["path"] == "https://127.0.0.1/rows.jsonl"
+    assert "planted" not in json.dumps(told)
 
 
 def test_a_wrong_section_is_told_before_anything_runs(recipe_file, tmp_path):
