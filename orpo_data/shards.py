@@ -68,7 +68,7 @@ def read_shard(folder: Path, shard: Shard) -> pa.Table:
 
 
 _SOUND: set[tuple[int | str, ...]] = set()
-"""Files of this process whose bytes were compared: what they are called, when they changed, and what they hash to."""
+"""Files whose bytes this process wrote or compared: which they are, when they changed, and what they hash to."""
 
 
 def opened_shards(folder: Path, shards: Sequence[Shard], opens: Callable[[Path], T]) -> Iterator[T]:
@@ -87,9 +87,7 @@ def opened_shards(folder: Path, shards: Sequence[Shard], opens: Callable[[Path],
 def _check_bytes(file: Path, folder: Path, shard: Shard) -> None:
     """Read every byte of a shard's file on this machine, once in this process as long as it stays as it is."""
     _check_size(file, shard, _size(file))
-    status = file.stat()
-    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, shard.sha256)
-    if state in _SOUND:
+    if is_sound(file, shard.sha256):
         return
     if file_sha256(file) != shard.sha256:
         remedy = f"remove {folder} and make it again" if is_local(folder) else "remove this download of it"
@@ -97,7 +95,22 @@ def _check_bytes(file: Path, folder: Path, shard: Shard) -> None:
             f"{file}: its bytes changed since it was written (sha256 differs from the manifest); "
             f"`orpo verify {folder}` tells more; {remedy}"
         )
-    _SOUND.add(state)
+    mark_sound(file, shard.sha256)
+
+
+def is_sound(file: Path, sha256: str) -> bool:
+    """Whether this process knows, from writing or from reading it, that a file hashes to that."""
+    return _state(file, sha256) in _SOUND
+
+
+def mark_sound(file: Path, sha256: str) -> None:
+    """Remember what the bytes of a file hash to, until it changes."""
+    _SOUND.add(_state(file, sha256))
+
+
+def _state(file: Path, sha256: str) -> tuple[int | str, ...]:
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256
 
 
 def fetch_folder(folder: Path) -> Path:

@@ -1,11 +1,13 @@
 """Dataset folders, written: shards whose bytes follow from the rows alone."""
 
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,12 @@ import pyarrow.compute as pc
 from orpo_data.cache import deliver, move_all, scratch_file, scratch_folder
 from orpo_data.folders import commit_folder, partial_folder, refuse_foreign_files, refuse_foreign_folder
 from orpo_data.manifest import Manifest, Shard, digest
-from orpo_data.places import file_sha256, is_local, make_folder, remove_folder
+from orpo_data.places import is_local, make_folder, remove_folder
 from orpo_data.schema import DROPPED
-from orpo_data.shards import DROPPED_FOLDER
+from orpo_data.shards import DROPPED_FOLDER, is_sound, mark_sound
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 ROWS_PER_BATCH = 1_000
 ROWS_PER_SHARD = 50_000  # a whole number of batches, so that shards do not depend on how rows arrived
@@ -26,9 +31,12 @@ class StreamFile:
     """An Arrow stream file in the making. One for a storage is made on this machine, and sent there when finished."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
         self._here = path if is_local(path) else scratch_file()
-        self._stream = pa.ipc.new_stream(str(self._here), schema)
+        self._file = self._open(self._here)
+        self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, mode="w"), schema)
+
+    def _open(self, file: Path) -> IO[bytes]:
+        return file.open("wb")
 
     def write(self, table: pa.Table) -> None:
         self._stream.write_table(table)
@@ -36,7 +44,31 @@ class StreamFile:
     def close(self) -> Path:
         """The finished file on this machine; `deliver` puts it at its path."""
         self._stream.close()
+        self._file.close()
         return self._here
+
+
+class ShardFile(StreamFile):
+    """Hashes what it writes, so that a shard need not be read for it."""
+
+    _file: "_Hashed"
+
+    def _open(self, file: Path) -> "_Hashed":
+        return _Hashed(file.open("wb", buffering=0))
+
+    @property
+    def sha256(self) -> str:
+        return self._file.sha256.hexdigest()
+
+
+class _Hashed(io.BufferedWriter):
+    def __init__(self, file: io.RawIOBase) -> None:
+        super().__init__(file)
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        self.sha256.update(data)
+        return super().write(data)
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,7 @@ class ShardWriter:
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._written: list[WrittenShard] = []
-        self._stream: StreamFile | None = None
+        self._stream: ShardFile | None = None
         self._rows = self._tokens = 0  # of the shard that is open
 
     def write(self, table: pa.Table) -> None:
@@ -101,15 +133,18 @@ class ShardWriter:
     def _open_shard(self) -> None:
         self._rows = self._tokens = 0
         make_folder(self._file.parent)
-        self._stream = StreamFile(self._file, self._schema)
+        self._stream = ShardFile(self._file, self._schema)
 
     def _close_shard(self) -> None:
         if self._stream is None:
             return
-        here, self._stream = self._stream.close(), None
+        stream, self._stream = self._stream, None
+        here = stream.close()
         tokens = self._tokens if "chosen_input_ids" in self._schema.names else None
-        shard = WrittenShard(self._file, self._rows, tokens, here.stat().st_size, file_sha256(here))
+        shard = WrittenShard(self._file, self._rows, tokens, here.stat().st_size, stream.sha256)
         deliver(here, shard.file, shard.sha256)
+        if is_local(shard.file):
+            mark_sound(shard.file, shard.sha256)
         self._written.append(shard)
 
 
@@ -209,7 +244,12 @@ class DatasetWriter:
         if not written:
             written = ShardWriter(self.work / f"empty-{split}", self.schema).close(at_least=1)
         names = [shard_name(index, len(written)) for index in range(len(written))]
-        move_all((shard.file, folder / name, shard.sha256) for shard, name in zip(written, names, strict=True))
+        files = [(shard.file, folder / name, shard.sha256) for shard, name in zip(written, names, strict=True)]
+        from_here = [is_local(file) and is_sound(file, sha256) for file, _, sha256 in files]
+        move_all(files)
+        for (_, file, sha256), known in zip(files, from_here, strict=True):
+            if known and is_local(file):
+                mark_sound(file, sha256)
         placed = []
         for shard, name in zip(written, names, strict=True):
             path = self.placed[shard.file] = f"{subfolder}/{name}" if subfolder else name

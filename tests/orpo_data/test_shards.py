@@ -1,5 +1,6 @@
 """Dataset folders, opened: everywhere with the same rows, memory-mapped, the manifest checked."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import orpo_data
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
+from orpo_data.places import file_sha256
 from orpo_data.shards import read_table
 
 
@@ -57,6 +59,24 @@ def test_rows_are_mapped_not_read(prepared: Path) -> None:
     table = read_table(prepared / "clean")
     assert table.nbytes > 10_000
     assert pa.total_allocated_bytes() - before < 1_000
+
+
+def test_a_shard_of_this_process_is_hashed_again_only_when_it_changes(
+    tmp_path: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    monkeypatch.setattr("orpo_data.shards.file_sha256", lambda file: hashed.append(file) or file_sha256(file))
+    toys.run(tmp_path / "clean", [toys.part("a", (1, 2, 3))], [("without", 2)])
+    assert len(read_table(tmp_path / "clean")) == 2
+    assert hashed == []
+    shard = tmp_path / "clean/data-00000-of-00001.arrow"
+    before, content = shard.stat(), bytearray(shard.read_bytes())
+    content[-100] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(OrpoError, match="its bytes changed since it was written"):
+        read_table(tmp_path / "clean")
+    assert hashed == [shard]
 
 
 @pytest.mark.parametrize("opener", [orpo_data.load, orpo_data.scan])
