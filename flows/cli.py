@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from orpo_data.errors import OrpoError, UsageError
-from orpo_data.places import as_path
+from orpo_data.places import as_path, without_secrets
 from pipelines.cli import app, run_app
 from pipelines.cli.app import JsonOption, OutputOption, RecipeArgument, SetOption, default_output, read_recipe
 
@@ -63,7 +63,7 @@ def compare(
     from pipelines.compare.plan import plan
 
     chosen = [*(overrides or []), *_runner_overrides(runner, address)]
-    settings = read_recipe(recipe, chosen)
+    settings = _read_recipe(recipe, chosen)
     plan(settings, recipe)  # a wrong section is told before Prefect starts
     signal.signal(signal.SIGTERM, _terminate)
     _start_server(settings)
@@ -100,7 +100,7 @@ def serve(
     overrides: SetOption = None,
 ) -> None:
     """Run the whole pipeline on a schedule, until stopped; needs `prefect server start`."""
-    settings = read_recipe(recipe, overrides)
+    settings = _read_recipe(recipe, overrides or [])
     schedule = _schedule(cron, timezone)
     parameters = {
         "recipe": str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe,
@@ -125,8 +125,22 @@ def _runner_overrides(runner: str | None, address: str | None) -> list[str]:
     return [f"runner.{key}={value}" for key, value in (("kind", runner), ("address", address)) if value]
 
 
+def _read_recipe(recipe: str, overrides: list[str]) -> "Recipe":
+    """UsageError also for an override with a secret: Prefect keeps what a flow is called with, and shows it."""
+    from pipelines.documents import split_override
+
+    for override in overrides:
+        key, value = split_override(override)
+        if without_secrets(value) != value:
+            raise UsageError(
+                f"--set {key}: Prefect would keep the user, password or query of its address; put the address into the "
+                "recipe file, or set what is secret in the environment"
+            )
+    return read_recipe(recipe, overrides)
+
+
 def _run_flow(recipe: str, overrides: list[str], output: Path | None) -> dict[str, Any]:
-    settings = read_recipe(recipe, overrides)  # a wrong recipe is told before Prefect starts
+    settings = _read_recipe(recipe, overrides)  # a wrong recipe is told before Prefect starts
     signal.signal(signal.SIGTERM, _terminate)
     _start_server(settings)
     from flows.pipeline import run_flow

@@ -29,7 +29,10 @@ def as_path(path: str | Path) -> Path:
     """
     if not isinstance(path, str) or "://" not in path:
         return Path(path) if isinstance(path, str) else path
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError as error:
+        raise UsageError(f"{without_secrets(path)}: is no address: {error}") from None
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     if parts.username or parts.password or parts.query:
@@ -72,7 +75,10 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list):
         return [without_secrets(item) for item in value]
     if isinstance(value, str) and "://" in value:
-        parts = urlsplit(value)
+        try:
+            parts = urlsplit(value)
+        except ValueError:  # no address, but perhaps meant to be one
+            return f"{value.partition('://')[0]}://***"
         return public_url(value) if parts.username or parts.password or parts.query or parts.fragment else value
     return value
 

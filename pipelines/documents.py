@@ -6,8 +6,12 @@ from typing import Any
 import yaml
 
 from orpo_data.errors import UsageError
+from orpo_data.places import without_secrets
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+MOST_VALUES = 100_000
+"""Of a document with its aliases written out: a few of them can stand for billions."""
 
 
 def ready_recipes() -> dict[str, Path]:
@@ -61,51 +65,85 @@ def merge(under: Any, over: Any) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    try:
+        document = _plain_values(text)
+    except ValueError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(document).__name__}")
     return document
 
 
-def apply_override(document: dict[str, Any], override: str) -> None:
-    """Set `a.b.0.c=value` in place; the value is read as YAML."""
+def _plain_values(text: str) -> Any:
+    """What a YAML text says; ValueError where it says nothing, or too much."""
+    try:
+        values = yaml.safe_load(text)
+    except (
+        yaml.YAMLError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # its parser lets all of them through
+        raise ValueError(str(error)) from None
+    if _count_values(values, {}) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values with its aliases written out")
+    return values
+
+
+def _count_values(value: Any, known: dict[int, int]) -> int:
+    """Of a document; without end where a part of it holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES  # until it is counted: only its own parts come by meanwhile
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(value)]
+
+
+def split_override(override: str) -> tuple[str, Any]:
+    """`a.b.0.c=value` as its key and its value, which is read as YAML.
+
+    Raises UsageError, in which the value is not repeated: it may be a secret.
+    """
     path, found, text = override.partition("=")
     if not found or not path:
-        raise UsageError(f"--set {override!r}: write key.path=value")
+        raise UsageError(f"--set {without_secrets(override)!r}: write key.path=value")
+    try:
+        return path, _plain_values(text)
+    except ValueError:
+        raise UsageError(f"--set {path!r}: the value is not valid YAML") from None
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set `a.b.0.c=value` in place."""
+    path, value = split_override(override)
     *parents, last = path.split(".")
     node: Any = document
     for name in parents:
-        node = _child(node, name, override)
+        node = _child(node, name, path)
     if isinstance(node, list):
-        node[_list_index(node, last, override)] = _yaml_value(text, override)
+        node[_list_index(node, last, path)] = value
     elif isinstance(node, dict):
-        node[last] = _yaml_value(text, override)
+        node[last] = value
     else:
-        raise UsageError(f"--set {override!r}: {last!r} lies below a plain value")
+        raise UsageError(f"--set {path!r}: {last!r} lies below a plain value")
 
 
-def _child(node: Any, name: str, override: str) -> Any:
+def _child(node: Any, name: str, path: str) -> Any:
     if isinstance(node, list):
-        return node[_list_index(node, name, override)]
+        return node[_list_index(node, name, path)]
     if not isinstance(node, dict):
-        raise UsageError(f"--set {override!r}: {name!r} lies below a plain value")
+        raise UsageError(f"--set {path!r}: {name!r} lies below a plain value")
     if node.get(name) is None:
         node[name] = {}
     return node[name]
 
 
-def _list_index(node: list[Any], name: str, override: str) -> int:
+def _list_index(node: list[Any], name: str, path: str) -> int:
     if not name.isdigit() or int(name) >= len(node):
-        raise UsageError(f"--set {override!r}: {name!r} is no position in a list of {len(node)}")
+        raise UsageError(f"--set {path!r}: {name!r} is no position in a list of {len(node)}")
     return int(name)
-
-
-def _yaml_value(text: str, override: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override!r}: the value is not valid YAML") from None

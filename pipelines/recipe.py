@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from orpo_data.chat import Chat
 from orpo_data.errors import UsageError
 from orpo_data.extras import require_package
+from orpo_data.places import without_secrets
 from orpo_data.sources import Diverging, check_settings
 from orpo_data.sources.json_text import CHUNK, LIMITS
 from orpo_data.steps.binarize import Binarize
@@ -268,7 +269,7 @@ def _explain(model: type[BaseModel], origin: str, error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{origin}: {key!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    value = f" (it is {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
+    value = f" (it is {without_secrets(error['input'])!r})" if not isinstance(error["input"], dict | BaseModel) else ""
     return f"{origin}: {key}: {message}{value}"
 
 

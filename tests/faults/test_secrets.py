@@ -1,6 +1,9 @@
 """Secrets: planted in addresses and the environment, and looked for in everything that is written or said."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -95,12 +98,36 @@ def test_a_run_writes_none_of_them(
         assert [secret for secret in SECRETS if secret in failed.printed] == []
 
 
+@pytest.mark.parametrize("command", [["run"], ["compare"], ["serve", "--cron", "0 3 * * *"]])
+def test_what_prefect_would_keep_is_refused(
+    commands: Any, recipe_yaml: Path, tmp_path: Path, command: list[str]
+) -> None:
+    """A flow's parameters lie in Prefect's database, readable by whoever sees its pages."""
+    place = f"sources.0.path=https://{USER}:{PASSWORD}@host/train.jsonl?sig={SIGNATURE}"
+    home = {"PREFECT_HOME": str(tmp_path / "home")}
+    refused = commands.start(command[0], recipe_yaml, *command[1:], "--set", place, environment=home)
+    assert refused.wait() == 2
+    assert "orpo: --set sources.0.path: Prefect would keep the user, password or query" in refused.printed
+    assert [secret for secret in SECRETS if secret in refused.printed] == []
+    assert found_in(tmp_path) == []
+
+
+STORE = "from prefect.blocks.system import Secret; Secret(value='planted-token').save('planted')"
+FETCH = "from prefect.blocks.system import Secret; print(Secret.load('planted').get())"
+
+
 @pytest.mark.slow
 def test_a_flow_tells_prefect_none_of_them(
     prefect_server: dict[str, str], commands: Any, hostile_recipe: Path, tmp_path: Path
 ) -> None:
-    """Its database and its logs, with a secret of Prefect's own stored there too (encrypted, as it keeps them)."""
-    environment = prefect_server | dict.fromkeys(VARIABLES, TOKEN)
+    """Its database and its logs; the token comes out of a block of Prefect's own, which keeps it encrypted, as a
+    deployment's `{{ prefect.blocks.secret.NAME }}` puts it into the environment of a run."""
+    subprocess.run([sys.executable, "-c", STORE], env=os.environ | prefect_server, check=True)
+    fetched = subprocess.run(
+        [sys.executable, "-c", FETCH], env=os.environ | prefect_server, check=True, capture_output=True, text=True
+    )
+    assert fetched.stdout.strip() == TOKEN
+    environment = prefect_server | dict.fromkeys(VARIABLES, fetched.stdout.strip())
     ran = commands.run("run", hostile_recipe, "-o", tmp_path / "out", environment=environment)
     assert found_in(tmp_path / "out") == []
     assert found_in(Path(prefect_server["PREFECT_HOME"])) == []

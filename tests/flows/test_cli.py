@@ -65,6 +65,25 @@ def test_a_wrong_recipe_is_told_before_prefect_starts():
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [["run"], ["compare"], ["serve", "--cron", "0 3 * * *"]])
+@pytest.mark.parametrize(
+    ("option", "value", "key"),
+    [
+        ("--set", "sources.0.path=https://planted@host/a.jsonl", "sources.0.path"),
+        ("--set", "sources.0={dataset: hh-rlhf, path: 's3://bucket/a.jsonl?sig=planted'}", "sources.0"),
+        ("--set", "sources=[{path: 'https://u:planted@host/a.jsonl'}]", "sources"),
+        ("--address", "tcp://u:planted@host:8786", "runner.address"),
+    ],
+)
+def test_a_secret_is_refused_before_prefect_keeps_it(recipe_file, served, command, option, value, key):
+    if command[0] == "serve" and option != "--set":
+        return
+    with pytest.raises(UsageError, match=f"--set {key}: Prefect would keep the user, password or query") as told:
+        call(command[0], recipe_file(), *command[1:], option, value)
+    assert "planted" not in str(told.value)
+    assert served == []
+
+
 @pytest.mark.parametrize(("cron", "timezone"), [("0 3 * *", "UTC"), ("daily at three", "UTC"), ("0 3 * * *", "Mars/X")])
 def test_a_wrong_schedule_is_wrong_usage(recipe_file, served, cron, timezone):
     with pytest.raises(UsageError, match="not a cron expression"):

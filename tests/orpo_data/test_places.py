@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from orpo_data.errors import UsageError
-from orpo_data.places import append, as_path, copy, file_names, is_local, join, make_folder, remove_folder, send
+from orpo_data.places import (
+    append,
+    as_path,
+    copy,
+    file_names,
+    is_local,
+    join,
+    make_folder,
+    remove_folder,
+    send,
+    without_secrets,
+)
 from orpo_data.provenance import relative_path
 
 
@@ -34,6 +45,12 @@ def test_secrets_do_not_belong_in_addresses(url: str) -> None:
         as_path(url)
     assert "hunter2" not in str(caught.value)
     assert "KEY" not in str(caught.value).partition(":")[0]
+
+
+def test_what_only_looks_like_an_address_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^s3://\*\*\*: is no address: "):
+        as_path("s3://user:planted@[bucket/run")
+    assert without_secrets(["s3://user:planted@[bucket"]) == ["s3://***"]
 
 
 def test_an_unknown_storage_is_named() -> None:

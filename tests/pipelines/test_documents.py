@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from orpo_data.chat import CONTROL_TOKENS
 from orpo_data.errors import UsageError
-from pipelines.documents import RECIPE_FOLDER, merge, read_document, ready_recipes
+from pipelines.documents import RECIPE_FOLDER, apply_override, merge, read_document, ready_recipes
 from pipelines.recipe import Recipe
 
 documents = st.recursive(
@@ -20,7 +21,12 @@ documents = st.recursive(
     lambda values: st.dictionaries(st.sampled_from("abc"), values, max_size=3),
     max_leaves=8,
 )
-mappings = st.dictionaries(st.sampled_from("abc"), documents, max_size=3)
+plain = st.none() | st.integers() | st.lists(st.integers(), max_size=2)
+sections = st.recursive(  # a key is always a section's or never
+    st.dictionaries(st.sampled_from("abc"), plain, max_size=3),
+    lambda inner: st.builds(dict.__or__, inner, st.dictionaries(st.sampled_from("xyz"), inner, max_size=3)),
+    max_leaves=8,
+)
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def test_an_own_value_wins_and_nothing_else_is_lost(under, over):
         assert value == (merge(under[key], over[key]) if key in under and key in over else (under | over)[key])
 
 
-@given(first=mappings, second=mappings, third=mappings)
+@given(first=sections, second=sections, third=sections)
 def test_it_does_not_matter_which_of_three_are_merged_first(first, second, third):
     assert merge(merge(first, second), third) == merge(first, merge(second, third))
 
@@ -82,6 +88,34 @@ def test_what_cannot_be_extended_is_one_line(write, tmp_path, extends, says):
     with pytest.raises(UsageError, match=says) as caught:
         Recipe.read(write("top", extends=extends))
     assert "\n" not in str(caught.value)
+
+
+BOMB = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstuvw"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 5_000, "2024-13-45", "!!int ''", "!!timestamp x", "!!bool x", "0b_", "a: &a [*a]", "&a {a: *a}", BOMB],
+)
+def test_what_yaml_makes_nothing_of_is_one_line(tmp_path, text):
+    (tmp_path / "top.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"top\.yaml: not valid YAML") as caught:
+        read_document(tmp_path / "top.yaml")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"--set 'x\.y': the value is not valid YAML"):
+        apply_override({}, f"x.y={text}")
+
+
+def test_aliases_are_written_out(tmp_path):
+    (tmp_path / "top.yaml").write_text("a: &a {b: 1}\nc: [*a, *a]\nd: {<<: *a, e: 2}")
+    assert read_document(tmp_path / "top.yaml") == {"a": {"b": 1}, "c": [{"b": 1}] * 2, "d": {"b": 1, "e": 2}}
+
+
+@pytest.mark.parametrize("override", ["a.9.b=planted", "a.x=planted", "b.c.d=planted", "a.b=[planted", "=planted"])
+def test_what_cannot_be_set_is_one_line_without_the_value(override):
+    with pytest.raises(UsageError, match="--set '") as caught:
+        apply_override({"a": [1], "b": {"c": "plain"}}, override)
+    assert "planted" not in str(caught.value).removeprefix("--set '=planted'")
 
 
 # --- the paper's recipes ---------------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_override_makes_the_sections_above_it(document):
 def test_bad_override_is_named(override, says):
     with pytest.raises(UsageError) as caught:
         with_override(override)
-    assert f"--set {override!r}: " in str(caught.value)
+    assert f"--set {override.partition('=')[0] or override!r}: " in str(caught.value)  # the value may be a secret
     assert says in str(caught.value)
 
 
