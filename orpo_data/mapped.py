@@ -2,6 +2,7 @@
 
 import mmap
 from pathlib import Path
+from threading import Lock
 from weakref import WeakSet
 
 import pyarrow as pa
@@ -9,12 +10,16 @@ import pyarrow as pa
 _MAPS: WeakSet[mmap.mmap] = WeakSet()
 """The files that tables of this process still lie in."""
 
+_CHANGING = Lock()
+"""Held while that set grows or is gone through: a thread may read while another runs a stage."""
+
 
 def map_stream(file: Path) -> pa.Table:
     """The table in a stream file, without a copy. Raises OSError or ValueError if it cannot be read."""
     with file.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    _MAPS.add(mapped)
+    with _CHANGING:
+        _MAPS.add(mapped)
     return pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
 
 
@@ -23,5 +28,7 @@ def let_go() -> None:
 
     Otherwise all of a dataset stays resident that was looked at once, as long as its table lives.
     """
-    for mapped in list(_MAPS):
+    with _CHANGING:
+        maps = list(_MAPS)
+    for mapped in maps:
         mapped.madvise(mmap.MADV_DONTNEED)

@@ -1,6 +1,7 @@
 """Mapped files: their rows stay readable when their memory is given back."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,13 @@ def file(tmp_path: Path) -> Path:
     with pa.ipc.new_stream(str(tmp_path / "rows.arrow"), TABLE.schema) as stream:
         stream.write_table(TABLE)
     return tmp_path / "rows.arrow"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    with pa.ipc.new_stream(str(tmp_path / "small.arrow"), TABLE.schema) as stream:
+        stream.write_table(TABLE.slice(0, 3))
+    return tmp_path / "small.arrow"
 
 
 def resident_file_pages() -> int:
@@ -50,3 +58,17 @@ def test_a_file_without_a_table_is_an_error(tmp_path: Path) -> None:
     for name in ("empty", "broken", "missing"):
         with pytest.raises((OSError, ValueError)):
             map_stream(tmp_path / name)
+
+
+def test_a_reader_while_another_thread_lets_go(small: Path) -> None:
+    """A file is mapped while the maps of the process are gone through: neither thread is in the other's way."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(lambda: [map_stream(small) for _ in range(1_000)])
+            while not reader.done():
+                let_go()
+            assert sum(map(len, reader.result())) == 3_000
+    finally:
+        sys.setswitchinterval(interval)
