@@ -57,10 +57,14 @@ class SourceConfig(_Section):
         default="drop", description="Dialogues whose histories part early: drop them, or keep-common-prefix."
     )
     max_record_bytes: int = Field(
-        default=LIMITS.record, ge=CHUNK, description="A longer line is not read: it is dropped as unparsable."
+        default=LIMITS.record,
+        ge=CHUNK,
+        description="A longer line, or row of a table, is not read: it is dropped as unparsable.",
     )
     max_array_bytes: int = Field(
-        default=LIMITS.array, ge=CHUNK, description="Most bytes of a file that is one JSON array, decompressed."
+        default=LIMITS.array,
+        ge=CHUNK,
+        description="Most bytes, decompressed, of a file that is one JSON array, or of a row group of a parquet file.",
     )
     weight: float = Field(default=1.0, gt=0, le=1, description="Share of the source's pairs that is kept.")
     count: int | None = Field(

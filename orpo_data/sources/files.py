@@ -272,5 +272,5 @@ def _records(file: RawFile, limits: Limits) -> Iterator[pa.Table]:
     """`source_row` and `record` (JSON text) of every record, some at a time."""
     ending = _ending(file.name)
     if ending in TABLES:
-        return table_records(file.path, parquet=ending == ".parquet")
+        return table_records(file.path, ending == ".parquet", limits)
     return json_records(file.path, compressed=file.name.lower().endswith(".gz"), whole=ending in WHOLE, limits=limits)

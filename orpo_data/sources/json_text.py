@@ -31,8 +31,8 @@ ROWS = 1_000  # records of an array, or of a table, that are written as text at 
 class Limits:
     """Most bytes, as they are when decompressed, that are read in one piece: a small file may unfold to terabytes."""
 
-    record: int = 1 << 26  # of a line; at least CHUNK
-    array: int = 1 << 32  # of a file that is one JSON array
+    record: int = 1 << 26  # of a line or of a table's row; at least CHUNK
+    array: int = 1 << 32  # of a file that is one JSON array, or of a parquet file's row group
 
 
 LIMITS = Limits()

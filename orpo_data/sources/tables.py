@@ -3,29 +3,134 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orpo_data.sources.json_text import ROWS, record_table
+from orpo_data.sources.columns import Ints
+from orpo_data.sources.json_text import LIMITS, ROWS, TOO_LONG, Limits, record_table
 
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
+TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
-def table_records(path: Path, parquet: bool) -> Iterator[pa.Table]:
-    """`source_row` and `record` of every row.
+def table_records(path: Path, parquet: bool, limits: Limits = LIMITS) -> Iterator[pa.Table]:
+    """`source_row` and `record` of every row; of a row whose values are too long only that they are.
 
     Raises:
-        OSError, EOFError, ValueError, ArrowException: the file is broken.
+        OSError, EOFError, ValueError, ArrowException: the file is broken, or unfolds to more than the limit.
     """
     first = 0
-    for batch in pq.ParquetFile(path).iter_batches() if parquet else _arrow_batches(path):
+    for batch in _parquet_batches(path, limits.array) if parquet else _arrow_batches(path):
         batch.validate(full=True)
-        for start in range(0, len(batch), ROWS):
-            rows = batch.slice(start, ROWS)
-            yield record_table(_json_columns(rows) if _is_plain(pa.struct(batch.schema)) else _json_rows(rows), first)
-            first += len(rows)
+        sizes = row_bytes(batch.to_struct_array())
+        for start, stop in _pieces(sizes, limits.record):
+            if sizes[start] > limits.record:
+                records = pa.array([f"{TOO_LONG}{limits.record:,} bytes"])
+            else:
+                rows = _written_out(batch, start, stop)
+                records = _json_columns(rows) if _is_plain(pa.struct(rows.schema)) else _json_rows(rows)
+            yield record_table(records, first + start)
+        first += len(batch)
+
+
+# --- how much a small file can hold -----------------------------------------------------------------------------------
+
+
+def row_bytes(column: pa.Array) -> Ints:
+    """How long the values of each row are when they are written out, 8 bytes for what is no text.
+
+    A value that stands in many rows is measured once, wherever Arrow has it once. Raises ValueError for types whose
+    rows may share parts in other ways.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _numbers(pa.array(row_bytes(column.dictionary)).take(column.indices))
+    if pa.types.is_struct(kind):
+        return sum(map(row_bytes, column.flatten()), np.zeros(len(column), np.int64))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        ends = np.concatenate(([0], np.cumsum(row_bytes(column.values) + 8)))
+        sizes: Ints = np.diff(ends[column.offsets.to_numpy()])
+        return sizes
+    if pa.types.is_fixed_size_list(kind):
+        return row_bytes(column.cast(pa.list_(kind.value_type)))
+    if pa.types.is_nested(kind):
+        raise ValueError(f"a column of the type {kind} is not read")
+    if any(check(kind) for check in TEXTS):
+        return _numbers(pc.binary_length(column))
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # 16 bytes each, the length first
+        lengths = np.frombuffer(column.buffers()[1], np.int32)[::4][column.offset :][: len(column)]
+        return np.where(column.is_valid(), lengths, 0)
+    return np.full(len(column), 8)
+
+
+def _numbers(lengths: pa.Array) -> Ints:
+    known: Ints = lengths.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    return known
+
+
+def _pieces(sizes: Ints, limit: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that are written as text together; one that is over the limit stands alone."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        most = ends[start] - sizes[start] + limit
+        stop = min(max(int(np.searchsorted(ends, most, side="right")), start + 1), start + ROWS)
+        yield start, min(stop, len(sizes))
+        start = stop
+
+
+def _written_out(batch: pa.RecordBatch, start: int, stop: int) -> pa.RecordBatch:
+    """Some rows, with each value in its place."""
+    plain = pa.schema([field.with_type(_plain(field.type)) for field in batch.schema])
+    if plain == batch.schema:
+        return batch.slice(start, stop - start)
+    return batch.take(pa.array(range(start, stop))).cast(plain)  # of a slice also the rest might be written out
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of a column without dictionaries."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    return kind
+
+
+def _parquet_batches(path: Path, limit: int) -> Iterator[pa.RecordBatch]:
+    """Texts come as dictionaries: as the file has them, each once, however many of its rows refer to it."""
+    metadata = pq.read_metadata(path)
+    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    file = pq.ParquetFile(path, read_dictionary=[column.path for column in columns if _is_text(column)])
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size = sum(_unfolded(group.column(place), column) for place, column in enumerate(columns))
+        if size > limit:
+            raise ValueError(
+                f"row group {number} may unfold to {size:,} bytes, more than {limit:,}; write smaller row groups, or "
+                "raise max_array_bytes"
+            )
+        yield from file.iter_batches(row_groups=[number])
+
+
+def _is_text(column: pq.ColumnSchema) -> bool:
+    return column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "JSON", "NONE")
+
+
+def _unfolded(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> int:
+    """Most bytes of a column of a row group in memory, with its texts as dictionaries."""
+    if "DELTA_BYTE_ARRAY" in chunk.encodings:  # each may hold all of those before it, and Arrow wants them written out
+        return int(chunk.total_uncompressed_size * chunk.num_values)
+    return int(chunk.total_uncompressed_size + max(8, column.length or 0) * chunk.num_values)
+
+
+# --- as JSON ---------------------------------------------------------------------------------------------------------
 
 
 def _json_rows(rows: pa.RecordBatch) -> pa.Array:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from orpo_data.errors import OrpoError
@@ -153,6 +155,73 @@ def test_a_json_array_without_end(make_recipe: Callable[..., Recipe], tmp_path: 
     path = bomb(tmp_path / "bomb.json.gz", 8, before=b'["', after=b'"]')
     source = json.dumps([{"dataset": "pairs", "path": str(path), "max_array_bytes": 2 * CHUNK}])
     with pytest.raises(OrpoError, match=r"more than 2,097,152 bytes in one JSON array.*max_array_bytes"):
+        prepare(make_recipe(f"sources={source}"), tmp_path / "run")
+
+
+def parquet_bomb(path: Path, shape: str) -> Path:
+    """Two ordinary rows, and between them what a few kilobytes of a parquet file can stand for."""
+    text, times = "a" * (4 * CHUNK), 2_000
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    ordinary = pa.array([[{"role": "user", "content": "Q"}]], messages)
+    if shape == "rows":  # eight gigabytes
+        values = pa.DictionaryArray.from_arrays(pa.array([1] + [0] * times + [1], pa.int32()), pa.array([text, "A"]))
+        columns: dict[str, pa.Array] = {"chosen": values}
+    elif shape == "messages":  # one row of eight gigabytes
+        contents = pa.DictionaryArray.from_arrays(pa.array([1] + [0] * times + [1], pa.int32()), pa.array([text, "A"]))
+        flat = pa.StructArray.from_arrays([pa.repeat("user", times + 2), contents], ["role", "content"])
+        columns = {"chosen": pa.ListArray.from_arrays(pa.array([0, 1, times + 1, times + 2], pa.int32()), flat)}
+    else:  # a long text in one place
+        columns = {
+            "chosen": pa.concat_arrays([ordinary, pa.array([[{"role": "user", "content": text}]], messages), ordinary])
+        }
+    pq.write_table(pa.table(columns), path, compression="zstd", dictionary_pagesize_limit=2**30, store_schema=False)
+    return path
+
+
+@pytest.mark.parametrize(("shape", "too_long"), [("rows", 2_000), ("messages", 1), ("text", 1)])
+def test_a_parquet_file_that_unfolds(tmp_path: Path, shape: str, too_long: int) -> None:
+    """What stands once in the file and in many of its rows is not written out before it is measured."""
+    path = parquet_bomb(tmp_path / "bomb.parquet", shape)
+    assert path.stat().st_size < 5_000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tables = list(read_records(RawFile("bomb.parquet", path), "pairs", limits=Limits(record=2 * CHUNK)))
+    records = [record for table in tables for record in table["record"].to_pylist()]
+    assert [record.startswith(TOO_LONG) for record in records] == [False] + [True] * too_long + [False]
+    assert [row for table in tables for row in table["source_row"].to_pylist()] == list(range(too_long + 2))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 60 * 1024
+
+
+def test_rows_that_are_long_together(tmp_path: Path) -> None:
+    """Each within the limit: as many at a time are written out as are within it together."""
+    text, times = "a" * (CHUNK // 8), 3_200  # 400 megabytes
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int8()), pa.array([text]))
+    pq.write_table(pa.table({"chosen": values}), tmp_path / "bomb.parquet", compression="zstd")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    file, limits = RawFile("bomb.parquet", tmp_path / "bomb.parquet"), Limits(record=2 * CHUNK)
+    sizes = [table["record"].nbytes for table in read_records(file, "pairs", batch_rows=16, limits=limits)]
+    assert len(sizes) == times / 16
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 1024
+
+
+@pytest.mark.parametrize("shape", ["deltas", "nulls", "text", "bytes"])
+def test_a_row_group_that_unfolds(make_recipe: Callable[..., Recipe], tmp_path: Path, shape: str) -> None:
+    """What cannot be measured piece by piece is refused as a whole."""
+    columns = {
+        "deltas": pa.array(["a" * 100_000] * 100),
+        "nulls": pa.array([[None] * CHUNK], pa.list_(pa.int64())),
+        "text": pa.array(["a" * (3 * CHUNK)]),
+        "bytes": pa.array([b"a" * 5_000] * 1_000, pa.binary(5_000)),
+    }
+    encoding: dict[str, Any] = {"column_encoding": {"chosen": "DELTA_BYTE_ARRAY"}, "use_dictionary": False}
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(
+        pa.table({"chosen": columns[shape]}), path, compression="zstd", **encoding if shape == "deltas" else {}
+    )
+    assert path.stat().st_size < 5_000
+    source = json.dumps([{"dataset": "pairs", "path": str(path), "max_array_bytes": 2 * CHUNK}])
+    with pytest.raises(
+        OrpoError, match=r"row group 0 may unfold to [\d,]+ bytes, more than 2,097,152.*max_array_bytes"
+    ):
         prepare(make_recipe(f"sources={source}"), tmp_path / "run")
 
 
