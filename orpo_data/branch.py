@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_data.manifest import FORMAT_VERSION, Input, PartRecord, StepCounts, Tally, digest
+from orpo_data.mapped import let_go, trim
 from orpo_data.parts import Part, PartRun, RunParts, Segment, run_here, segments_of
 from orpo_data.reuse import Earlier, EarlierPart, NoteCache, open_notes
 from orpo_data.shards import open_shard
@@ -85,6 +86,8 @@ class BranchRunner:
             if segment.following:
                 self._take_notes(segments[: segment.number + 1], runs, branch.describe(segment.following))
                 facts[segment.first + len(steps)] = _judge(segment, runs)
+                let_go()  # of the notes of all rows, and of what it took to judge them
+                trim()
         parts = self._finish(segments, runs)
         counts = [
             StepCounts(

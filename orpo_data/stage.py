@@ -19,6 +19,7 @@ from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
 from orpo_data.folders import refuse_foreign_folder
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
+from orpo_data.mapped import trim
 from orpo_data.parts import RunParts, run_here
 from orpo_data.reuse import Earlier, NoteCache, write_part_records
 from orpo_data.shards import check_sizes
@@ -118,6 +119,7 @@ def run_stage(
         recorder.complete(manifest, schema)
         notes.prune()  # before the commit: after it a run that was killed would not come by here again
         writer.commit(manifest)
+    trim()  # or every stage would begin with what the last one needed
     return _report(output, manifest, ran=True, why=why, started=started, diff=diff)
 
 

@@ -6,7 +6,6 @@ now. So only what stood before a step that changed texts has to be read from the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -17,6 +16,7 @@ from orpo_data.pages.rows import Rows
 from orpo_data.schema import ANSWERS
 
 FIGURES = ("prompt_characters", "chosen_characters", "rejected_characters", "margin")
+SOURCE = pl.col("source").cast(pl.Categorical)
 MEASURED = {name: NUMBERS[name].cast(pl.Float64) for name in FIGURES}
 
 TURNS = pl.List(pl.Struct({"content": pl.String}))
@@ -47,25 +47,24 @@ def effects(manifest: Manifest, measures: Measures, dropped: Rows, came_in: Rows
     if measures.kind != "pairs" or not steps or any(step.source is not None for step in manifest.steps):
         return {}
     rows = pl.concat([_kept(measures, last=len(steps)), _dropped(dropped, steps)])
-    found: list[tuple[str | None, dict[str, dict[str, Any]]]] = []
+    stands: list[tuple[str | None, pl.DataFrame, pl.Expr]] = []
     if not any(step.changed for step in manifest.steps):
-        found.append((None, _by_source(rows)))
+        stands.append((None, rows, pl.lit(True)))
     elif came_in is not None and {"chosen", *SCORES} <= {*came_in.columns}:
-        found.append((None, _by_source(_came_in(came_in))))
-    found += [(step, _by_source(rows.filter(pl.col("last") > index))) for index, step in enumerate(steps)]
+        stands.append((None, _came_in(came_in), pl.lit(True)))
+    stands += [(step, rows, pl.col("last") > index) for index, step in enumerate(steps)]
     return {
-        source: [Standing(step, **rows.get(source, {})) for step, rows in found]
+        source: [_standing(step, rows, counts & (pl.col("source") == source)) for step, rows, counts in stands]
         for source in measures.largest_sources()
     }
 
 
-def _by_source(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
-    figures = rows.group_by("source").agg(
-        rows=pl.len(),
-        chosen_longer=(pl.col("chosen_characters") > pl.col("rejected_characters")).mean(),
-        **{name.removesuffix("_characters"): pl.col(name).median() for name in MEASURED},
-    )
-    return {source: dict(zip(figures.columns[1:], values, strict=True)) for source, *values in figures.iter_rows()}
+def _standing(step: str | None, rows: pl.DataFrame, counts: pl.Expr) -> Standing:
+    """Of those rows that count; one column at a time, for a median takes a copy of it."""
+    longer = pl.col("chosen_characters") > pl.col("rejected_characters")
+    figures = {"rows": counts.sum(), "chosen_longer": longer.filter(counts).mean()}
+    figures |= {name.removesuffix("_characters"): pl.col(name).filter(counts).median() for name in MEASURED}
+    return Standing(step, **{name: rows.select(figure).item() for name, figure in figures.items()})
 
 
 def _kept(measures: Measures, last: int) -> pl.DataFrame:
@@ -75,13 +74,16 @@ def _kept(measures: Measures, last: int) -> pl.DataFrame:
 
 
 def _dropped(dropped: Rows, steps: Sequence[str]) -> pl.DataFrame:
-    rows = dropped.frame("id", "source", "step", "row").filter(pl.col("id").is_not_null())  # else a raw record
-    pairs = rows.select("source", "step", pl.col("row").str.json_decode(PAIR).struct.unnest())
     places = pl.col("step").replace_strict({step: index for index, step in enumerate(steps)}, return_dtype=pl.Int64)
-    return pairs.select("source", **MEASURED, last=places)
+    found = []
+    for rows in dropped.frames("id", "source", "step", "row"):
+        pairs = rows.filter(pl.col("id").is_not_null())  # else a raw record
+        pairs = pairs.select("source", "step", pl.col("row").str.json_decode(PAIR).struct.unnest())
+        found.append(pairs.select(SOURCE, **MEASURED, last=places))
+    return pl.concat(found)
 
 
 def _came_in(came_in: Rows) -> pl.DataFrame:
     return pl.concat(
-        [rows.select("source", **MEASURED) for rows in came_in.frames("source", "prompt", *ANSWERS, *SCORES)]
+        [rows.select(SOURCE, **MEASURED) for rows in came_in.frames("source", "prompt", *ANSWERS, *SCORES)]
     )

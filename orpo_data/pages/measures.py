@@ -52,7 +52,7 @@ class Measures:
 
     schema: pa.Schema
     numbers: dict[str, Numbers] = field(default_factory=dict)
-    sources: pl.Series = field(default_factory=lambda: pl.Series(dtype=pl.String))  # of each row, as `numbers`
+    sources: pl.Series = field(default_factory=lambda: pl.Series(dtype=pl.Categorical))  # of each row, as `numbers`
     groups: Counter[Group] = field(default_factory=Counter)
     models: dict[str, Counter[str]] = field(default_factory=dict)  # chosen, rejected or answers -> rows by model
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)  # findings by rule and side
@@ -104,7 +104,7 @@ def measure(folder: Path, manifest: Manifest) -> Measures:
         assert isinstance(frame, pl.DataFrame)
         for name, values in _numbers(frame, found.kind).items():
             parts.setdefault(name, []).append(values)
-        sources.append(frame["source"])
+        sources.append(frame["source"].cast(pl.Categorical))
         _count(frame, shard.split, found)
         let_go()
     found.sources = pl.concat(sources, rechunk=True)

@@ -2,12 +2,14 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 
 from orpo_data.chain import Node
@@ -17,17 +19,26 @@ from orpo_data.schema import ORIGIN_COLUMNS
 from orpo_data.shards import open_shard
 
 SMALL_COLUMNS = ("id", "reason", *ORIGIN_COLUMNS)
+FEW_VALUES = cs.by_name("source", "source_file", require_all=False).as_expr()
 
 Row = dict[str, Any]
 
 
+WINDOW = 10_000  # rows whose large columns are in memory at once
+
+
 @dataclass(frozen=True)
 class Rows:
-    """`keys` has the small columns of every row and its place, `at`; `tables` are the memory-mapped shards."""
+    """`tables` are the memory-mapped shards."""
 
-    keys: pl.DataFrame
     tables: list[pa.Table]
     splits: list[str | None]
+
+    @cached_property
+    def keys(self) -> pl.DataFrame:
+        """The small columns of every row, and its place, `at`."""
+        keys = self.frame(*[name for name in SMALL_COLUMNS if name in self.columns])
+        return keys.with_columns(FEW_VALUES.cast(pl.Categorical)).with_row_index("at")
 
     @property
     def columns(self) -> list[str]:
@@ -39,10 +50,11 @@ class Rows:
         return _frame(pa.concat_tables(table.select(list(columns)) for table in self.tables))
 
     def frames(self, *columns: str) -> Iterator[pl.DataFrame]:
-        """The same shard by shard, for columns that are large; what was read of one is let go before the next."""
+        """The same some rows at a time, for columns that are large; what was read is let go before the next."""
         for table in self.tables:
-            yield _frame(table.select(list(columns)))
-            let_go()
+            for start in range(0, max(1, len(table)), WINDOW):
+                yield _frame(table.select(list(columns)).slice(start, WINDOW))
+                let_go()
 
     def take(self, places: Iterable[int]) -> list[Row]:
         """Whole rows, with their split."""
@@ -52,6 +64,7 @@ class Rows:
             shard = bisect_right(starts, place) - 1
             row = self.tables[shard].slice(place - starts[shard], 1).to_pylist()[0]
             found.append(row | {"split": self.splits[shard]})
+        let_go()  # of all that was looked at to find these places, too
         return found
 
 
@@ -79,7 +92,4 @@ def _frame(table: pa.Table) -> pl.DataFrame:
 
 
 def _rows(shards: list[tuple[str | None, pa.Table]]) -> Rows:
-    tables = [table for _, table in shards]
-    small = [name for name in SMALL_COLUMNS if name in tables[0].schema.names]
-    rows = Rows(pl.DataFrame(), tables, [split for split, _ in shards])
-    return replace(rows, keys=rows.frame(*small).with_row_index("at"))
+    return Rows([table for _, table in shards], [split for split, _ in shards])

@@ -16,6 +16,7 @@ from orpo_data.pages.charts import Numbers
 from orpo_data.pages.measures import Places
 from orpo_data.pages.rows import Row, Rows
 from orpo_data.schema import ORIGIN_COLUMNS
+from orpo_data.steps.tokens import among, distinct
 
 ROWS = 36
 ROWS_PER_REASON = 3
@@ -124,8 +125,8 @@ def changed_rows(rows: Rows, source: Rows | None) -> list[Change]:
     """Some rows whose content differs from that of the one row of the same origin in `source`, which the stage read."""
     if source is None or not all({"chosen", *ORIGIN_COLUMNS} <= {*side.columns} for side in (rows, source)):
         return []
-    known = source.keys.select(pl.col("id").hash().unique()).to_series()
-    changed = rows.keys.filter(~pl.col("id").hash().is_in(known.implode())).select("id", "at").sort("id", "at")
+    after, before = (side.keys["id"].hash().to_numpy() for side in (rows, source))
+    changed = rows.keys.filter(~among(after, distinct(before))).select("id", "at").sort("id", "at")
     found: list[tuple[int, int]] = []
     for window in changed.iter_slices(WINDOW):  # the first has enough as a rule; to join all rows takes much memory
         ours = _alone(rows, rows.keys[window["at"]])
@@ -133,8 +134,8 @@ def changed_rows(rows: Rows, source: Rows | None) -> list[Change]:
         found += pairs.select("at_before", "at").iter_rows()
         if len(found) >= EXTREMES:
             break
-    before, after = ([pair[side] for pair in found[:EXTREMES]] for side in (0, 1))
-    return [Change(*change) for change in zip(source.take(before), rows.take(after), strict=True)]
+    first, second = ([pair[side] for pair in found[:EXTREMES]] for side in (0, 1))
+    return [Change(*change) for change in zip(source.take(first), rows.take(second), strict=True)]
 
 
 def _alone(rows: Rows, like: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from orpo_data.steps.minhash import LEAST_PART
 from orpo_data.steps.tokens import Hashes, distinct
 
 AT_ONCE = 1 << 20  # shingles compared at once
+ROWS_MAPPED = 500  # whose shingles are looked up before their pages are given back: a look maps 64 KB around it
 HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 Rows = NDArray[np.int64]
@@ -103,8 +104,11 @@ class Sketches:
 
     def _keys(self, rows: Rows) -> Hashes:
         """Every shingle of `rows` as one number: its place in `rows` and its part above the 32 bits of its hash."""
-        found = [NO_PAIRS]
+        found, mapped = [NO_PAIRS], 0
         for chunk, places, within in self._by_chunk(rows):
+            if (mapped := mapped + len(places)) > ROWS_MAPPED:
+                let_go()
+                mapped = len(places)
             sizes = self.sizes[rows[places]]
             lengths = sizes.sum(1, dtype=np.int64)
             begins = chunk.ends[within] - np.cumsum(lengths) + lengths

@@ -20,9 +20,16 @@ from pipelines import stages
 Make = Callable[..., Any]
 
 
-@pytest.fixture
-def shown(make_pair: Make, tmp_path: Path, write_dataset: Make) -> Callable[..., dict[str, list[Standing]]]:
+@pytest.fixture(params=[1, 10_000])
+def shown(
+    make_pair: Make,
+    tmp_path: Path,
+    write_dataset: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Callable[..., dict[str, list[Standing]]]:
     """The effects of the steps one, two and three on `kept` pairs and on those that fell, by the step they fell at."""
+    monkeypatch.setattr("orpo_data.pages.rows.WINDOW", request.param)
 
     def run(
         kept: list[Any], fallen: list[tuple[str, Any]], changed: int = 0, came_in: list[Any] | None = None
@@ -44,11 +51,11 @@ def shown(make_pair: Make, tmp_path: Path, write_dataset: Make) -> Callable[...,
             }
         )
         tables = [dropped.select(DROPPED.names).cast(DROPPED)]
-        before = None if came_in is None else Rows(None, [pa.Table.from_pylist(came_in, schema=PAIRS)], [None])
+        before = None if came_in is None else Rows([pa.Table.from_pylist(came_in, schema=PAIRS)], [None])
         return effects(
             manifest.model_copy(update={"steps": steps}),
             measure(tmp_path / "d", manifest),
-            Rows(None, tables, [None]),
+            Rows(tables, [None]),
             before,
         )
 
