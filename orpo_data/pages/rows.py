@@ -37,20 +37,16 @@ class Rows:
     @cached_property
     def keys(self) -> pl.DataFrame:
         """The small columns of every row, and its place, `at`."""
-        keys = self.frame(*[name for name in SMALL_COLUMNS if name in self.columns])
-        return keys.with_columns(FEW_VALUES.cast(pl.Categorical)).with_row_index("at")
+        found = self.frames(*[name for name in SMALL_COLUMNS if name in self.columns])
+        return pl.concat(rows.with_columns(FEW_VALUES.cast(pl.Categorical)) for rows in found).with_row_index("at")
 
     @property
     def columns(self) -> list[str]:
         names: list[str] = self.tables[0].schema.names
         return names
 
-    def frame(self, *columns: str) -> pl.DataFrame:
-        """These columns of all rows, over the same bytes."""
-        return _frame(pa.concat_tables(table.select(list(columns)) for table in self.tables))
-
     def frames(self, *columns: str) -> Iterator[pl.DataFrame]:
-        """The same some rows at a time, for columns that are large; what was read is let go before the next."""
+        """These columns of all rows, some rows at a time; what was read of the files is let go before the next."""
         for table in self.tables:
             for start in range(0, max(1, len(table)), WINDOW):
                 yield _frame(table.select(list(columns)).slice(start, WINDOW))

@@ -65,8 +65,9 @@ def texts_of(source: Rows | None, rows: list[Row]) -> dict[str, Row]:
     """The text rows that tokenized `rows` were made of, by id; none if `source` is not there."""
     if source is None or "prompt" not in source.columns:
         return {}
-    found = source.keys.filter(pl.col("id").is_in([row["id"] for row in rows]))
-    return {row["id"]: row for row in source.take(found["at"])}
+    shown = [row["id"] for row in rows]
+    hits = [ids["id"].is_in(shown) for ids in source.frames("id")]  # the keys of all rows would take much memory
+    return {row["id"]: row for row in source.take(pl.concat(hits).arg_true())}
 
 
 Excerpt = tuple[str, str, str]
