@@ -29,7 +29,8 @@ Sharding = Literal["none", "optimizer", "all"]
 STATUS = Path("/proc/self/status")
 FP32 = 4
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, a scale of 8 bits for 64, one of 32 for 256 of those
-HEAP_GAPS = 0.1
+HEAP_GAPS = 0.7  # of what comes and goes with a forward pass: passes differ in size, and the heap keeps what is freed
+LIBRARIES = 75 * 2**20  # compiled kernels and working memory of the matrix libraries
 PLANNED_STEPS = 50  # whose batches are looked through for the largest forward pass
 
 
@@ -50,8 +51,9 @@ class MemoryEstimate:
 
     @property
     def allocator(self) -> int:
-        """What lies between the pieces of memory that are in use, as measured on the CPU: see benchmarks/memory.py."""
-        return 0 if torch.accelerator.is_available() else round(HEAP_GAPS * self._in_use)
+        """What lies between the pieces in use, and what libraries keep; as measured on the CPU."""
+        passing = self.activations + self.head
+        return 0 if torch.accelerator.is_available() else round(HEAP_GAPS * passing) + LIBRARIES
 
     @property
     def total(self) -> int:

@@ -13,6 +13,13 @@ HELD_OUT = {
     "logps chosen": "log probability of a token of the chosen answer",
     "logps rejected": "log probability of a token of the rejected answer",
 }
+ANSWERS = {
+    "reward": "the judge's score",
+    "characters": "mean length of an answer; judges like length",
+    "cut off, %": "answers that reached the most new tokens",
+    "distinct-1": "share of all words that are distinct; falls with length",
+    "distinct-2": "of two words in a row",
+}
 MOST_SERIES = 6  # colours that the page has
 
 
@@ -25,6 +32,8 @@ def methods_page(comparison: Mapping[str, Any]) -> str:
         title=f"{comparison['name']}: comparison of {len(labels)} methods",
         comparison=comparison,
         held_out=HELD_OUT,
+        answers=ANSWERS,
+        answered={row["label"]: _answer_cells(row) for row in comparison["answers"]},
         colours=colours,
         logps=_logp_charts(comparison["curves"]),
         ratios=line_chart(
@@ -51,6 +60,14 @@ def spread(value: Mapping[str, Any] | None, digits: int = 4, scale: float = 1.0)
         return "-"
     mean = figure(scale * value["mean"], digits)
     return mean if value["sd"] is None else f"{mean} ± {figure(scale * value['sd'], 2)}"
+
+
+def _answer_cells(row: Mapping[str, Any]) -> list[str]:
+    """What there is to say of a method's answers, in the order of ANSWERS."""
+    diversity = [
+        f"{spread(row[name]['within'], 3)} / {spread(row[name]['across'], 3)}" for name in ("distinct_1", "distinct_2")
+    ]
+    return [spread(row["reward"], 3), spread(row["characters"], 3), spread(row["unended"], 3, 100), *diversity]
 
 
 def hundredfold(value: float | None) -> str:

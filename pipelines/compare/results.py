@@ -12,6 +12,7 @@ import numpy as np
 
 from orpo_data.history import lineage
 from orpo_data.manifest import read_manifest
+from orpo_train.diversity import Draws, lexical
 from orpo_train.loop import TRAIN_NAME
 from orpo_train.win_rate import error_over_prompts, length_controlled, outcomes
 from pipelines.compare.config import POLICIES
@@ -27,6 +28,8 @@ HELD_OUT = {
     "eval/logps/rejected": "logps rejected",
 }
 """Figures of the held-out pairs after training, by their names in metrics.jsonl."""
+
+NGRAMS = (1, 2)
 
 Outcome = dict[str, Any]
 """What run_job returned, or {"error": line} of a job that failed or could not start."""
@@ -152,21 +155,30 @@ def _win_rate(label: str, other: str, jobs: Sequence[Job], answered: Mapping[str
 
 
 def _answers(jobs: Sequence[Job], answered: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rewards and lengths of each policy's answers, over all its seeds and draws."""
+    """Rewards, lengths and diversity of each policy's answers, over all its seeds and draws."""
     table = []
     for label in _labels(jobs):
         told = [answered[job.name] for job in jobs if job.label == label]
-        rewards = [draw for answers in told for draw in answers["rewards"]]
-        characters = [draw for answers in told for draw in answers["characters"]]
+        rewards, characters, ended = (
+            [draw for answers in told for draw in answers[name]] for name in ("rewards", "characters", "ended")
+        )
         table.append(
             {
                 "label": label,
                 "reward": mean_sd(map(statistics.fmean, rewards)),
                 "characters": mean_sd(map(statistics.fmean, characters)),
+                "unended": mean_sd(1 - statistics.fmean(draw) for draw in ended),
+                **{f"distinct_{n}": _distinct([answers["texts"] for answers in told], n) for n in NGRAMS},
                 "rewards": list(chain.from_iterable(rewards)),
             }
         )
     return table
+
+
+def _distinct(models: Sequence[Draws], n: int) -> dict[str, Any]:
+    """distinct-n within and across prompts: mean and sd over the models of a method."""
+    found = [lexical(draws, n) for draws in models]
+    return {name: mean_sd(figures[name] for figures in found) for name in ("within", "across")}
 
 
 def _ratios(jobs: Sequence[Job], answered: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -28,6 +28,9 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
     rate = mean(0.625, 0.05) | {"error": 0.065, "equal_length": 0.6}
     times = {"seconds": mean(75), "cpu_seconds": mean(7325), "peak_bytes": None}
     cost = {**times, "steps": mean(3), "tokens": mean(1e6), "forward_passes": mean(48)}
+    distinct = {"within": None, "across": mean(0.75, 0.125)}
+    answers = {"reward": mean(1.5, 0.5), "characters": mean(120), "unended": mean(0.25), "rewards": [0.0, 1.0, 2.0]}
+    answers |= {"distinct_1": distinct, "distinct_2": distinct}
     return {
         "name": text,
         "base_model": text,
@@ -39,7 +42,7 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
         "held_out": [{"label": label, "runs": 2, **dict.fromkeys(names, mean(0.5, 0.25))} for label in LABELS],
         "reward_models": [{"label": "judge", "accuracy": 0.75}] if judged else [],
         "win_rates": {"orpo lambda=0.1": {"sft": rate, "dpo": None}} if judged else {},
-        "answers": [{"label": label, "rewards": [0.0, 1.0, 2.0]} for label in LABELS] if judged else [],
+        "answers": [{"label": label, **answers} for label in LABELS] if judged else [],
         "curves": dict.fromkeys(LABELS, curve),
         "ratios": {"label": text, "odds": [1.5, 0.0], "probability": [1.0, 0.0]} if judged else None,
         "costs": [{"label": label, "runs": 2, **cost} for label in LABELS],
@@ -57,11 +60,12 @@ def test_the_page_has_every_figure(read_page):
     assert "sft 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 2" in words
     assert "sft 1 min 15 s 2 h 2 min - 3 1,000,000 48" in words
     assert "Odds against probabilities" in words
+    assert "sft 1.5 ± 0.5 120 25 - / 0.75 ± 0.12 - / 0.75 ± 0.12" in words
 
 
 def test_without_a_judge_there_are_no_answers(read_page):
     words = read_page(methods_page(comparison(judged=False))).words
-    for absent in ("Win rate", "Rewards of the answers", "Odds against"):
+    for absent in ("Win rate", "The answers", "Rewards of the answers", "Odds against"):
         assert absent not in words
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.compare.page import comparison_printed, comparison_tables, write_comparison
 from pipelines.compare.plan import Job, model_folder, plan
-from pipelines.compare.results import _win_rates, mean_sd
+from pipelines.compare.results import _answers, _win_rates, mean_sd
 from pipelines.compare.work import run_job
 from pipelines.console import out
 
@@ -34,6 +34,24 @@ def test_win_rates_meet_seed_by_seed_and_draw_by_draw():
     assert rate["sd"] == pytest.approx(0.125**0.5)
     assert rate["equal_length"] == pytest.approx(0.75)  # all are equally long
     assert rate["error"] == pytest.approx(0.25)  # the first prompt is won in 1, the second in 0.5 of the draws
+
+
+def test_answers_are_told_over_seeds_and_draws():
+    """Two seeds of two draws to two prompts. Seed 1 says the same each time: of four words within a prompt two are
+    distinct, and across prompts each draw has two of four. Seed 2 never says a word twice."""
+    jobs = [answers("s1", "sft", 1), answers("s2", "sft", 2)]
+    same, other = [["a b", "a b"]] * 2, [["a b", "c d"], ["e f", "g h"]]
+    told = {"characters": [[3, 3], [3, 3]], "ended": [[True, True], [True, False]]}
+    answered = {
+        "s1": {**told, "rewards": [[0, 2], [4, 6]], "texts": same},
+        "s2": {**told, "rewards": [[1, 1], [1, 1]], "texts": other},
+    }
+    (row,) = _answers(jobs, answered)
+    assert row["reward"] == {"mean": 2.0, "sd": pytest.approx(2.0), "n": 4}  # 1, 5, 1, 1
+    assert row["rewards"] == [0, 2, 4, 6, 1, 1, 1, 1]
+    assert row["unended"]["mean"] == 0.25
+    for name in ("within", "across"):
+        assert row["distinct_1"][name] == {"mean": 0.75, "sd": pytest.approx(0.125**0.5), "n": 2}
 
 
 @pytest.fixture(scope="module")
