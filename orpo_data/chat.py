@@ -1,7 +1,8 @@
 """A tokenizer together with the chat template that turns messages into its text.
 
-The template is the tokenizer's own, one of the named ones in chat_templates/, or a jinja file; transformers renders it
-in jinja's sandbox. Nothing here depends on a file's name or time: `fingerprint` covers contents only.
+The template is the tokenizer's own, one of the named ones in chat_templates/, or a jinja file. It runs in jinja's
+sandbox, within limits, and is compared with what transformers renders. Nothing here depends on a file's name or time:
+`fingerprint` covers contents only.
 """
 
 import logging
@@ -22,7 +23,8 @@ from orpo_data.errors import OrpoError, UsageError
 from orpo_data.layout import Layout, Roles, fill
 from orpo_data.manifest import digest
 from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
-from orpo_data.rendering import TEMPLATE_ERRORS, Renderer, TemplateLimitError, step_limit
+from orpo_data.rendering import TEMPLATE_ERRORS, Renderer
+from orpo_data.template_limits import step_limit
 from orpo_data.tokenizer_files import model_of, tokenizer_folder
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ TURN_LABELS = (
 
 _PROBE_QUESTION = "Which colour does the evening sky have?"
 _PROBE_ANSWER = "Crimson, mostly."
+_PROBE = [{"role": "user", "content": _PROBE_QUESTION}, {"role": "assistant", "content": _PROBE_ANSWER}]
 _PROBE_CHARACTERS = 100_000
 
 _MOST_LAYOUTS = 10_000  # in memory; sequences of roles are few, unless someone means them to be many
@@ -93,10 +96,9 @@ class Chat:
         self._encoder = Encoder(self._backend)
         self._renderer = Renderer(template, tokenizer.special_tokens_map)
         self._layouts: dict[tuple[Roles, Roles, int], Layout | None] = {}
-        with step_limit():
-            self._try_out()
-            self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
-            header = self._probe_header()
+        self._try_out()
+        self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
+        header = self._probe_header()
         self._header = self._probe_prefix_space(header)
         self.bos_id = self._probe_bos()
 
@@ -133,6 +135,11 @@ class Chat:
         special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
         return digest([self._backend.to_str(), special, self.template])
 
+    @property
+    def tells_the_time(self) -> bool:
+        """Whether the template may write the same messages differently a second later."""
+        return "strftime_now" in self.template
+
     @cached_property
     def control_tokens(self) -> list[str]:
         """Texts that the tokenizer would read as control tokens wherever they stand."""
@@ -150,16 +157,19 @@ class Chat:
                 written += self._render(messages, add_generation_prompt=False)
         return [label for label in TURN_LABELS if label in written]
 
-    def render_prompt(self, prompt: Messages) -> str:
-        """The conversation up to and including the assistant's header; jinja2.TemplateError if there is none."""
-        text = self._render(prompt, add_generation_prompt=True)
+    def render_prompt(self, prompt: Messages, *, reference: bool = False) -> str:
+        """The conversation up to and including the assistant's header; jinja2.TemplateError if there is none.
+
+        As `reference` transformers renders it, whose limits cost much time.
+        """
+        text = self._render(prompt, True, reference)
         if not text:
             raise jinja2.TemplateRuntimeError("the template writes nothing for the prompt")
         return text
 
-    def render_answer(self, prompt: Messages, prompt_text: str, answer: Messages) -> str:
+    def render_answer(self, prompt: Messages, prompt_text: str, answer: Messages, *, reference: bool = False) -> str:
         """What the assistant writes after `prompt_text`, without its end of turn; jinja2.TemplateError if nothing."""
-        full = self._render([*prompt, *answer], add_generation_prompt=False)
+        full = self._render([*prompt, *answer], False, reference)
         if not (full.startswith(prompt_text) and full.endswith(self._after_answer)):
             raise OrpoError(
                 "tokenize.chat_template: the template does not keep the rendered prompt as a prefix of prompt + "
@@ -172,7 +182,7 @@ class Chat:
 
     def layout(self, prompt: Roles, answer: Roles) -> Layout | None:
         """What the template writes for these roles, where that does not depend on what the messages say."""
-        second = int(time.time()) if "strftime_now" in self.template else 0  # such a layout holds for a second
+        second = int(time.time()) if self.tells_the_time else 0  # such a layout holds for a second
         try:
             return self._layouts[prompt, answer, second]
         except KeyError:
@@ -191,8 +201,8 @@ class Chat:
         messages = [{"role": r, "content": c} for r, c in zip(prompt + answer, contents, strict=True)]
         asked, said = messages[: len(prompt)], messages[len(prompt) :]
         try:
-            prompt_text = self.render_prompt(asked)
-            texts = prompt_text, self.render_answer(asked, prompt_text, said)
+            prompt_text = self.render_prompt(asked, reference=True)
+            texts = prompt_text, self.render_answer(asked, prompt_text, said, reference=True)
         except (jinja2.TemplateError, OrpoError):
             return None
         return layout if texts == (fill(layout.prompt, contents), fill(layout.answer, contents)) else None
@@ -229,32 +239,41 @@ class Chat:
         same = pc.equal(as_bytes(first), as_bytes(head)[0])
         return as_lists(pc.if_else(same, as_bytes(others), as_bytes(self.encode(texts))))
 
-    def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
+    def _render(self, messages: Messages, add_generation_prompt: bool, reference: bool = False) -> str:
         """Raises jinja2.TemplateError, also for what the template's own expressions do wrong (1 / 0, "a" * 10**12)."""
         try:
-            text: Any = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            if reference:
+                return self._render_elsewhere(messages, add_generation_prompt)
+            return self._renderer.render(messages, add_generation_prompt=add_generation_prompt)
         except RecursionError:
             raise jinja2.TemplateRuntimeError("the template calls itself without end") from None
         except TEMPLATE_ERRORS as error:
             raise jinja2.TemplateRuntimeError(str(error) or type(error).__name__) from error
+
+    def _render_elsewhere(self, messages: Messages, add_generation_prompt: bool) -> str:
+        """By transformers."""
+        with step_limit():
+            text: Any = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         return str(text)
 
     def _try_out(self) -> None:
-        """OrpoError for a template that has no end, or no measure."""
-        try:
-            self._renderer.try_out(
-                [{"role": "user", "content": _PROBE_QUESTION}, {"role": "assistant", "content": _PROBE_ANSWER}]
-            )
-        except TemplateLimitError as error:
-            raise OrpoError(f"tokenize.chat_template: {error}") from None
+        """OrpoError for a template that has no end or no measure, that fails, or that is not written as elsewhere."""
+        for messages in (_PROBE[:1], _PROBE):
+            try:
+                ours, theirs = (self._render(messages, len(messages) == 1, reference) for reference in (False, True))
+            except jinja2.TemplateError as error:
+                raise OrpoError(f"tokenize.chat_template: {error}") from None
+            if ours != theirs and not self.tells_the_time:
+                raise OrpoError(
+                    f"tokenize.chat_template: writes {ours[:200]!r} for two lines, by transformers {theirs[:200]!r}"
+                )
 
     def _probe_end_of_turn(self) -> tuple[str, str, int]:
         """What the template writes after an answer: all of it, what of it belongs to the answer, and the token's id."""
-        messages = [{"role": "user", "content": _PROBE_QUESTION}, {"role": "assistant", "content": _PROBE_ANSWER}]
         try:
-            full = self._render(messages, add_generation_prompt=False)
+            full = self._render(_PROBE, add_generation_prompt=False)
         except jinja2.TemplateError as error:
             raise OrpoError(f"tokenize.chat_template: {error}") from None
         if len(full) > _PROBE_CHARACTERS:
@@ -273,7 +292,7 @@ class Chat:
     def _probe_header(self) -> str:
         """What the template writes between the user's last message and the assistant's answer."""
         try:
-            prompt = self.render_prompt([{"role": "user", "content": _PROBE_QUESTION}])
+            prompt = self.render_prompt(_PROBE[:1])
         except jinja2.TemplateError as error:
             raise OrpoError(f"tokenize.chat_template: {error}") from None
         _, found, header = prompt.rpartition(_PROBE_QUESTION)
@@ -291,7 +310,7 @@ class Chat:
         bos = self.tokenizer.bos_token_id
         if bos is None or self._backend.encode(_PROBE_QUESTION).ids[:1] != [bos]:
             return None
-        prompt = self.render_prompt([{"role": "user", "content": _PROBE_QUESTION}])
+        prompt = self.render_prompt(_PROBE[:1])
         return None if self._backend.encode(prompt, add_special_tokens=False).ids[:1] == [bos] else int(bos)
 
 

@@ -5,16 +5,15 @@ guessed from an example: jinja runs the template itself with a `Text` in the pla
 written out, joined to other text, stripped and asked whether it is empty; whatever else a template wants of it
 (compare, search, split, count, filter) raises ContentAsked. So a template that comes to its end has looked at nothing
 but the roles, and what it wrote is a Layout that holds for every conversation of these roles whose `filled` messages
-hold more than white space. Where it does not come to its end there is no layout.
+hold more than white space. Where it does not come to its end there is no layout, and each conversation is rendered by
+itself: by this jinja too, which sets limits that the one of transformers has not.
 """
 
-import sys
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial, wraps
-from types import FrameType
 from typing import Any, NoReturn
 
 import jinja2
@@ -23,20 +22,14 @@ from jinja2.compiler import Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orpo_data.layout import Layout, Parts, Roles, Slot, between, merged
+from orpo_data.template_limits import Meter, TemplateLimitError, refuse_large
 
 TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError, RecursionError)
 """What a template's own expressions raise (1 / 0, "a" * 10**12), beside jinja2.TemplateError."""
-
-_MOST_ITEMS = 1_000_000  # of a text or list that is repeated
-_MOST_POWER = 1_000
-_MOST_STEPS = 1_000_000  # lines of Python, a fraction of a second; a sound template needs a few hundred
-
-
-class TemplateLimitError(jinja2.TemplateRuntimeError):
-    """A template that would run for ever or fill the memory."""
 
 
 class ContentAsked(jinja2.TemplateRuntimeError):
@@ -97,22 +90,12 @@ for _name in (
 
 def joined(values: Iterable[Any]) -> Any:
     """The values written one after the other, as jinja does: a Text if one of them is, else a str."""
-    values = list(_measured(values))
+    values = list(values)
     texts = [value for value in values if isinstance(value, Text)]
     if not texts:
         return "".join(map(str, values))
     parts = (part for value in values for part in (value.parts if isinstance(value, Text) else (str(value),)))
     return Text(merged(parts), texts[0].filled)
-
-
-def _measured(values: Iterable[Any]) -> Iterator[Any]:
-    """The values, as long as they are not beyond all measure."""
-    size = 0
-    for value in values:
-        size += len(value) if isinstance(value, str) else 1
-        if size > _MOST_ITEMS:
-            raise TemplateLimitError("the template writes too much")
-        yield value
 
 
 # --- jinja, with Text in it -------------------------------------------------------------------------------------------
@@ -139,30 +122,54 @@ class _Generation(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
+_WORK = (nodes.Mul, nodes.Pow, nodes.Mod, nodes.Filter)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
-    concat = staticmethod(joined)
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.meter = Meter()
+
+    def concat(self, values: Iterable[Any]) -> Any:
+        return joined(self._measured(values))
+
+    def _measured(self, values: Iterable[Any]) -> Iterator[Any]:
+        """The values, as long as they are not beyond all measure."""
+        for value in values:
+            self.meter.make(len(value) if isinstance(value, str) else 1)
+            yield value
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Every turn of a loop is counted, and what can be worked out beforehand is looked at now: the jinja of
+        transformers does that when it opens a template, whether or not it will ever be asked for."""
+        tree = super()._parse(source, name, filename)
+        for node in tree.find_all(_WORK):
+            if node.find(nodes.Name) is None:
+                if any(node.find_all(_WORK)):
+                    raise TemplateLimitError("the template calculates with constants")
+                refuse_large(constant.value for constant in node.find_all(nodes.Const))
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+        return tree
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuses what would fill the memory: "a" * 10**12, 9**9**9, "%999999999d" % 1."""
-        if operator == "%" and isinstance(left, str):
-            raise TemplateLimitError("formatting by % is not for templates")
-        if operator == "*" and not _small_product(left, right):
-            raise TemplateLimitError("the template writes too much")
-        if operator == "**" and not (abs(left) <= _MOST_POWER and abs(right) <= _MOST_POWER):
-            raise TemplateLimitError("the template counts too high")
+        self.meter.operate(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context: Any, called: Any, /, *arguments: Any, **named: Any) -> Any:
+        method = getattr(called, "__wrapped__", called)  # the sandbox wraps str.format
+        own = getattr(method, "__self__", None)
+        values = (*arguments, *named.values())
+        self.meter.call(getattr(method, "__name__", ""), (own, *values) if isinstance(own, str) else values)
+        return super().call(context, called, *arguments, **named)
+
     def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(argument, slice) and isinstance(obj, str | list):
+            self.meter.make(len(obj))
         return _refuse() if isinstance(obj, Text) or isinstance(argument, Text) else super().getitem(obj, argument)
-
-
-def _small_product(left: Any, right: Any) -> bool:
-    """Whether a text or list, where it is one, is not repeated beyond all measure."""
-    sizes = [len(side) if isinstance(side, str | list | tuple) else side for side in (left, right)]
-    repeats = any(isinstance(side, str | list | tuple) for side in (left, right))
-    return not repeats or sizes[0] * sizes[1] <= _MOST_ITEMS
 
 
 _SAME_FOR_EVERY_TEXT = {
@@ -178,16 +185,19 @@ _SAME_FOR_EVERY_TEXT = {
 }
 
 
-def _environment() -> jinja2.Environment:
+def _environment() -> _Environment:
     """Jinja as transformers sets it up, except that filters and tests refuse a Text unless they are sure of it."""
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     tests: dict[str, Any] = environment.tests
     filters: dict[str, Any] = environment.filters
     for name, test in tests.items():
         tests[name] = _guarded(test, partial(_of_empty, test) if name in _SAME_FOR_EVERY_TEXT else _refuse)
+    filters["tojson"] = _tojson
     for name, call in filters.items():
         if name not in ("default", "d"):
-            filters[name] = _guarded(call, {"trim": Text.strip, "string": _itself}.get(name, _refuse))
+            measured = _measuring(environment.meter, name, call)
+            filters[name] = _guarded(measured, {"trim": Text.strip, "string": _itself}.get(name, _refuse))
+    filters["counted"] = environment.meter.count
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     del environment.globals["lipsum"], filters["random"]  # the same roles must give the same text
     return environment
@@ -204,12 +214,30 @@ def _guarded(call: Callable[..., Any], on_text: Callable[..., Any]) -> Callable[
     return guarded
 
 
+def _measuring(meter: Meter, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def measuring(*arguments: Any, **named: Any) -> Any:
+        values = (*arguments, *named.values())
+        meter.call(name, tuple(value for value in values if not isinstance(value, _GIVEN_BY_JINJA)))
+        return call(*arguments, **named)
+
+    return measuring
+
+
+_GIVEN_BY_JINJA = (jinja2.Environment, Context, nodes.EvalContext)
+
+
 def _itself(text: Text) -> Text:
     return text
 
 
 def _of_empty(test: Callable[[str], bool], text: Text) -> bool:
     return test("")
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """As transformers has it: jinja's own escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -221,7 +249,7 @@ def _strftime_now(pattern: str) -> str:
 
 
 class Renderer:
-    """Finds the layouts of one template."""
+    """Runs one template, with messages or with what stands for any."""
 
     def __init__(self, template: str, variables: Mapping[str, Any]) -> None:
         """`variables` are the special tokens, as transformers hands them to a template."""
@@ -230,17 +258,15 @@ class Renderer:
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        return _environment().from_string(self._text)
+        return self._environment.from_string(self._text)
 
-    def try_out(self, messages: list[dict[str, str]]) -> None:
-        """TemplateLimitError if these are too much for the template: transformers sets no limits when it renders."""
-        for add_generation_prompt in (False, True):
-            try:
-                self._write(messages, add_generation_prompt)
-            except TemplateLimitError:
-                raise
-            except (jinja2.TemplateError, *TEMPLATE_ERRORS):
-                continue  # it is for transformers to say what is wrong
+    @cached_property
+    def _environment(self) -> _Environment:
+        return _environment()
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+        """What the template writes for these. Raises what its expressions raise, and TemplateLimitError."""
+        return str(self._write(messages, add_generation_prompt))
 
     def layout(self, prompt: Roles, answer: Roles, after: str, tail: str) -> Layout | None:
         """None if what is written depends on what is said.
@@ -268,30 +294,12 @@ class Renderer:
         return written.parts if isinstance(written, Text) else merged((written,))
 
     def _write(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> Any:
-        return self._template.render(
+        template = self._template
+        self._environment.meter.restart()
+        return template.render(
             messages=messages,
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **self._variables,
         )
-
-
-@contextmanager
-def step_limit() -> Iterator[None]:
-    """Stops a template that loops: jinja compiles it to Python, whose lines are counted as they run."""
-    steps = 0
-
-    def count(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > _MOST_STEPS:
-            raise TemplateLimitError(f"the template is still at two lines after {_MOST_STEPS:,} steps")
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        yield
-    finally:
-        sys.settrace(before)

@@ -14,6 +14,7 @@ from pydantic import Field, PlainSerializer
 
 from orpo_data.chat import Chat
 from orpo_data.conversations import Conversations, Mask, lay_out, write
+from orpo_data.errors import OrpoError
 from orpo_data.schema import RENDERED
 from orpo_data.steps.control_text import ControlText, Marks, escaped
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
@@ -55,7 +56,7 @@ class ChatTemplate(Step):
             sides = {name: Conversations(table[name]) for name in SIDES}
             failed = marks.find(sides)
         texts, written = self._write(sides)
-        if written.any() and not self._is_rendered(table, texts, int(written.argmax())):
+        if written.any() and not self._is_rendered(table, _texts_of(texts, first := int(written.argmax())), first):
             log.warning("chat_template: the template does not write what its layout says; rendering row by row")
             written[:] = False
         rendered: dict[int, dict[str, str]] = {}
@@ -65,6 +66,9 @@ class ChatTemplate(Step):
                 rendered[row] = self._render(messages)
             except jinja2.TemplateError as error:
                 failed[row] = ("refused_by_template", str(error))
+        shortest = min(rendered, key=lambda row: len("".join(rendered[row].values())), default=0)
+        if rendered and not self._is_rendered(table, rendered[shortest], shortest) and not self.chat.tells_the_time:
+            raise OrpoError(f"chat_template: transformers renders row {table['id'][shortest]} differently")
         texts = _replaced(texts, rendered)
         columns = {name: texts[name] if name in texts else table[name] for name in RENDERED.names}
         kept, (keep, dropped) = pa.table(columns, schema=RENDERED), set_aside(self.name, table, failed)
@@ -90,24 +94,29 @@ class ChatTemplate(Step):
         texts["prompt_text"] = write(laid_out, "prompt", prompts, sides[side])
         return texts, written
 
-    def _is_rendered(self, table: pa.Table, texts: Texts, row: int) -> bool:
-        """Whether the template itself writes these texts."""
+    def _is_rendered(self, table: pa.Table, texts: dict[str, str], row: int) -> bool:
+        """Whether transformers writes these texts too."""
         (messages,) = _take(table, [row])
-        return self._render(messages) == {name: column[row].as_py() for name, column in texts.items()}
+        return self._render(messages, reference=True) == texts
 
-    def _render(self, row: dict[str, Any]) -> dict[str, str]:
+    def _render(self, row: dict[str, Any], *, reference: bool = False) -> dict[str, str]:
         """The texts of one row, by the template itself."""
         with _naming("prompt"):
-            texts = {"prompt_text": self.chat.render_prompt(row["prompt"])}
+            texts = {"prompt_text": self.chat.render_prompt(row["prompt"], reference=reference)}
         for side in ("chosen", "rejected"):
             with _naming(side):
-                texts[f"{side}_text"] = self.chat.render_answer(row["prompt"], texts["prompt_text"], row[side])
+                asked = row["prompt"], texts["prompt_text"], row[side]
+                texts[f"{side}_text"] = self.chat.render_answer(*asked, reference=reference)
         return texts
 
 
 def _take(table: pa.Table, rows: list[int]) -> list[dict[str, Any]]:
     """The messages of some rows."""
     return table.select(SIDES).take(pa.array(rows, pa.int64())).to_pylist() if rows else []
+
+
+def _texts_of(texts: Texts, row: int) -> dict[str, str]:
+    return {name: column[row].as_py() for name, column in texts.items()}
 
 
 def set_aside(step: str, table: pa.Table, failed: Failed) -> tuple[Mask, pa.Table]:

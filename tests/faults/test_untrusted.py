@@ -3,17 +3,21 @@
 import ast
 import json
 import pickle
+import resource
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.schema import PAIRS
+from orpo_data.steps.chat_template import ChatTemplate
 from orpo_train.model import load_model
 from pipelines.model_card import _remote_code
 from pipelines.recipe import Recipe
@@ -56,6 +60,50 @@ def test_a_template_that_would_run_for_ever_or_fill_the_memory(
         own(tmp_path, chat_tokenizer_dir, BOMBS[bomb] + FRAME)()
     assert "\n" not in str(refusal.value)
     assert time.monotonic() - begun < 60
+
+
+CONTENT = "{% set c = messages[0]['content'] %}"
+AGAIN = "{% set ns = namespace(x=c) %}{% for i in range(60) %}"
+LATER = {
+    "letters of letters": "{% for a in c %}{% for b in c %}{% for d in c %}{% endfor %}{% endfor %}{% endfor %}",
+    "a sum": AGAIN + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "a tilde": AGAIN + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "a block": AGAIN + "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
+    "lists": "{% set ns = namespace(x=[c]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "a replacement": AGAIN + "{% set ns.x = ns.x.replace('o', c) %}{% endfor %}",
+    "a filter": AGAIN + "{% set ns.x = ns.x | replace('o', c) %}{% endfor %}",
+    "padding": "{{ c.ljust(c | length * 1000000000) }}",
+    "centering": "{{ c | center(c | length * 1000000000) }}",
+    "joining": "{{ (c * 9999).join(range(99999) | map('string')) }}",
+    "formatting": "{{ '{:>{}}'.format(c, 9999999999) }}",
+    "formatting by a text": "{{ ('{:>' ~ '99999' ~ '99999}').format(c) }}",
+    "slices": "{{ c | slice(1000000000) | list | length }}",
+    "ranges": "{% for i in range(99999) %}{% set x = range(99999) | list %}{% endfor %}",
+    "slow steps": "{% set x = c * 9999 %}{% for i in range(99999) %}{% if x.count('b') %}{% endif %}{% endfor %}",
+    "calls": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
+    "never": "{% if false %}{{ 9 ** 999999999 }}{% endif %}",
+}
+CALCULATED = {"never", "a text repeated", "a list repeated", "a power", "a wide format"}
+
+
+@pytest.mark.parametrize("bomb", [*LATER, *BOMBS])
+def test_a_template_that_waits_for_a_text(
+    tmp_path: Path, chat_tokenizer_dir: Path, make_pair: Callable[..., Any], bomb: str
+) -> None:
+    """It does nothing until a message says so: then that row is dropped. Constants are looked at beforehand."""
+    text = CONTENT + "{% if 'boom' in c %}" + (LATER | BOMBS)[bomb] + "{% endif %}" + FRAME
+    load = own(tmp_path, chat_tokenizer_dir, text + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    begun = time.thread_time()
+    if bomb in CALCULATED:
+        with pytest.raises(OrpoError, match="the template calculates with"):
+            load()
+    else:
+        rows = [make_pair("boom " * 30), make_pair("Hello?")]
+        out = ChatTemplate(chat=load()).apply(pa.Table.from_pylist(rows, schema=PAIRS))
+        assert out.dropped["reason"].to_pylist() == ["refused_by_template"]
+        assert out.kept["prompt_text"].to_pylist() == ["<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"]
+    assert time.thread_time() - begun < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # kilobytes
 
 
 @pytest.mark.parametrize("escape", ESCAPES)

@@ -258,6 +258,25 @@ def test_a_filled_layout_is_what_the_template_writes(
         assert rendered(chat, talk, prompt) == (fill(layout.prompt, texts), fill(layout.answer, texts))
 
 
+asking = [frame(CURIOUS[case] + "{{ m.content }};") for case in CURIOUS if case not in ("chance", "idle text")]
+
+
+@given(st.sampled_from([*asking, *templates]), conversations, st.booleans())
+def test_each_conversation_is_rendered_as_by_transformers(
+    load: Callable[[str], Chat], template: str, talk: list[dict[str, str]], prompt: bool
+) -> None:
+    """Or refused by both."""
+    told = []
+    for reference in (False, True):
+        try:
+            told.append(load(template)._render(talk, prompt, reference))
+        except jinja2.TemplateError:
+            told.append("")
+        except OrpoError:  # the template cannot be opened at all
+            return
+    assert told[0] == told[1]
+
+
 @given(st.sampled_from(templates), usual)
 def test_a_prompt_by_its_layout(load: Callable[[str], Chat], template: str, talk: list[dict[str, str]]) -> None:
     try:

@@ -120,13 +120,19 @@ def one_by_one(chat: Chat, pairs: list[Any], monkeypatch: pytest.MonkeyPatch) ->
 def test_rows_are_written_in_columns(
     chat: Chat, make_pair: Callable[..., Any], turns: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The template itself runs for the first row of a table, as a check, and for those whose layout does not hold."""
+    """The template itself runs for the first row of a table, as a check, and for those whose layout does not hold; the
+    shortest of these is checked too."""
     pairs = [make_pair(turns(*"abcde"[: 1 + 2 * (i % 3)]), f"yes {i}", "no", source_row=i) for i in range(20)]
     pairs[7] = make_pair(rejected=" ")
     expected, rendered, render = one_by_one(chat, pairs, monkeypatch), [], ChatTemplate._render
-    monkeypatch.setattr(ChatTemplate, "_render", lambda step, row: rendered.append(row) or render(step, row))
+
+    def note(step: ChatTemplate, row: Any, *, reference: bool = False) -> Any:
+        rendered.append((row["rejected"][0]["content"], reference))
+        return render(step, row, reference=reference)
+
+    monkeypatch.setattr(ChatTemplate, "_render", note)
     out = apply(chat, *pairs)
-    assert [row["rejected"][0]["content"] for row in rendered] == ["no", " "]
+    assert rendered == [("no", True), (" ", False)]
     assert out.kept.equals(expected.kept)
     assert out.dropped.equals(expected.dropped)
     assert out.dropped["source_row"].to_pylist() == [0]
