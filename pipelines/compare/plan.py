@@ -64,35 +64,34 @@ def method_config(recipe: Recipe, method: Method, origin: str = "recipe", **sett
 
 
 def plan(recipe: Recipe, origin: str = "recipe") -> list[Job]:
-    """The jobs of a comparison, each after those it needs.
+    """The jobs of a comparison, each after those it needs; a worker that waits for one does nothing else meanwhile.
 
     >>> recipe.compare.methods, recipe.compare.seeds
     ({'reward': {}, 'sft': {}, 'dpo': {}}, [1])
     >>> [(job.name, job.needs) for job in plan(recipe)]
-    [('reward', ()),
-     ('sft,seed=1', ()), ('sft,seed=1,answers', ('sft,seed=1', 'reward')),
-     ('dpo,seed=1', ('sft,seed=1',)), ('dpo,seed=1,answers', ('dpo,seed=1', 'reward'))]
+    [('reward', ()), ('sft,seed=1', ()), ('dpo,seed=1', ('sft,seed=1',)),
+     ('sft,seed=1,answers', ('sft,seed=1', 'reward')), ('dpo,seed=1,answers', ('dpo,seed=1', 'reward'))]
     """
     settings = comparison(recipe, origin)
-    jobs = [
+    reward_models = [
         Job(name=method, method=method, seed=method_config(recipe, method).seed)
         for method in REWARD_MODELS
         if method in settings.methods
     ]
     reward, judge = _reward_models(settings)
-    for seed in settings.seeds:
-        for method in POLICIES:
-            if method not in settings.methods:
-                continue
-            for lambda_ in _lambdas(recipe, method):
+    policies = []
+    for method in (method for method in POLICIES if method in settings.methods):
+        for lambda_ in _lambdas(recipe, method):
+            for seed in settings.seeds:
                 variant = "" if lambda_ is None else f",lambda={lambda_:g}"
                 name = f"{method}{variant},seed={seed}"
                 needs = {"dpo": (f"sft,seed={seed}",), "ppo": (f"sft,seed={seed}", reward)}.get(method, ())
-                jobs.append(Job(name=name, method=method, seed=seed, lambda_=lambda_, needs=needs))
-                if judge:
-                    asked = {"name": f"{name},answers", "answers": True, "needs": (name, judge)}
-                    jobs.append(jobs[-1].model_copy(update=asked))
-    return jobs
+                policies.append(Job(name=name, method=method, seed=seed, lambda_=lambda_, needs=needs))
+    answers = [
+        job.model_copy(update={"name": f"{job.name},answers", "answers": True, "needs": (job.name, judge)})
+        for job in policies
+    ]
+    return [*reward_models, *policies, *(answers if judge else ())]
 
 
 def _reward_models(settings: CompareConfig) -> tuple[str, str]:
