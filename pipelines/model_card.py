@@ -8,6 +8,8 @@ import yaml
 
 from orpo_data.chain import Node
 from orpo_data.manifest import Manifest
+from orpo_data.pages.card import fenced
+from orpo_data.pages.render import markdown
 from orpo_train.objectives import OBJECTIVES
 
 CARD = """\
@@ -42,9 +44,7 @@ CARD = """\
 
 <details><summary>The whole recipe</summary>
 
-```yaml
-{recipe}```
-
+{recipe}
 </details>
 
 ## Data
@@ -111,9 +111,9 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
     base_name = Path(base).name
     return CARD.format(
         front=_front(config),
-        name=f"{base_name}-{config['objective']}",
+        name=markdown(f"{base_name}-{config['objective']}"),
         usage=SCORE if config["objective"] == "reward" else GENERATE,
-        base=base_name if Path(base).is_dir() else base,
+        base=markdown(base_name if Path(base).is_dir() else base),
         objective=config["objective"],
         pairs=f"{sum(shard.rows for shard in data.shards if shard.split == 'train'):,}",
         dataset=manifest.inputs[0].fingerprint,
@@ -121,10 +121,10 @@ def model_card(manifest: Manifest, trained: dict[str, Any], nodes: Sequence[Node
         exported=trained["exported_step"],
         tokens=trained["tokens"],
         metrics="\n".join(_figures(trained["metrics"])),
-        settings="\n".join(f"| {key} | {config[key]} |" for key in ("objective", *_weight(config), *SHOWN)),
+        settings="\n".join(f"| {key} | {markdown(config[key])} |" for key in ("objective", *_weight(config), *SHOWN)),
         supervised=_supervised(config) + _remote_code(config),
         layout=trained["layout"],
-        recipe=yaml.safe_dump(data.recipe | manifest.recipe, sort_keys=False, allow_unicode=True),
+        recipe=fenced(yaml.safe_dump(data.recipe | manifest.recipe, sort_keys=False, allow_unicode=True), "yaml"),
         stages="\n".join(_stage_row(node) for node in nodes),
         sources="\n".join(_sources(manifest, nodes)),
         fingerprint=manifest.fingerprint,
@@ -169,17 +169,17 @@ def _figures(metrics: dict[str, float]) -> list[str]:
 def _stage_row(node: Node) -> str:
     manifest = node.manifest
     name = f"ingest {node.path.name}" if manifest.stage == "ingest" else manifest.stage
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.drop_reasons.items())
-    return f"| {name} | {manifest.rows_in:,} | {manifest.rows:,} | {dropped} | `{manifest.content_hash[:12]}` |"
+    dropped = markdown(", ".join(f"{count:,} {reason}" for reason, count in manifest.drop_reasons.items()))
+    rows = f"{manifest.rows_in:,} | {manifest.rows:,}"
+    return f"| {markdown(name)} | {rows} | {dropped} | `{manifest.content_hash[:12]}` |"
 
 
 def _sources(manifest: Manifest, nodes: Sequence[Node]) -> list[str]:
     """What the chain began with: the first raw files, how many more there are, the base model, the judge."""
     files = [item for node in nodes for item in node.manifest.inputs if item.path is None]
     shown = [*files[:MOST_FILES], *manifest.inputs[1:]]
-    lines = [
-        f"- {item.name}{f' at {item.revision}' if item.revision else ''} `{item.fingerprint[:12]}`" for item in shown
-    ]
+    names = [f"{item.name} at {item.revision}" if item.revision else item.name for item in shown]
+    lines = [f"- {markdown(name)} `{item.fingerprint[:12]}`" for name, item in zip(names, shown, strict=True)]
     if len(files) > MOST_FILES:
         lines.insert(MOST_FILES, f"- and {len(files) - MOST_FILES:,} more files")
     return lines

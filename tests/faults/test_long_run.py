@@ -17,8 +17,11 @@ import pytest
 
 import orpo_data
 from orpo_data.errors import OrpoError
-from pipelines import prepare, stages
+from orpo_data.manifest import read_manifest
+from orpo_train import loop
+from pipelines import prepare
 from pipelines.recipe import Recipe
+from pipelines.training import train_model
 
 MEGABYTES_A_RUN = 0.5
 """How much the memory of a process may grow with each run of the whole data part, once it is warm."""
@@ -119,13 +122,59 @@ def _rows(database: Path) -> int:
         return sum(connection.execute(f'select count(*) from "{name}"').fetchone()[0] for name in names)
 
 
-def test_a_clock_that_goes_backwards(
-    make_recipe: Callable[..., Recipe], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at it tells an earlier hour."""
+    hours = iter(range(2_000_000_000, 0, -3_600))
+    monkeypatch.setattr(time, "time", lambda: float(next(hours)))
+
+
+def age(folder: Path) -> None:
+    """What was written last is the oldest."""
+    for n, file in enumerate(sorted(folder.rglob("*"), key=lambda file: file.stat().st_mtime_ns)):
+        os.utime(file, (10**9 - 3_600 * n,) * 2)
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_data_part_by_a_clock_that_goes_backwards(
+    make_recipe: Callable[..., Recipe], prepared: Path, tmp_path: Path
 ) -> None:
-    """Nothing hangs on the time of day: the same bytes, and an unchanged stage is still told."""
-    clock = iter(range(2_000_000_000, 0, -3_600))
-    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    report = stages.split(prepared / "clean", make_recipe(), tmp_path / "split")
-    os.utime(tmp_path / "split" / "_manifest.json", (1, 1))
-    assert report.content_hash == orpo_data.lineage(prepared / "split").nodes[-1].manifest.content_hash
-    assert not stages.split(prepared / "clean", make_recipe(), tmp_path / "split").ran
+    """Nothing hangs on the time of day, in any stage: the same bytes, and what is unchanged is still told."""
+    for report in prepare(make_recipe(), tmp_path / "run"):
+        assert report.ran
+        assert report.content_hash == read_manifest(prepared / report.path.relative_to(tmp_path / "run")).content_hash
+    age(tmp_path / "run")
+    assert not any(report.ran for report in prepare(make_recipe(), tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run/clean")
+    assert [report.stage for report in prepare(make_recipe(), tmp_path / "run") if report.ran] == ["clean"]
+
+
+class PowerCut(BaseException):
+    """No code of ours catches this."""
+
+
+@pytest.mark.usefixtures("clock")
+def test_training_by_a_clock_that_goes_backwards(
+    trained: Any, prepared: Path, tiny_training: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on from the checkpoint of the last step, the oldest by its time, and ends in the same weights."""
+    save, resumed = loop.save_checkpoint, []
+
+    def save_and_die(root: Path, step: int, *rest: Any, **named: Any) -> None:
+        save(root, step, *rest, **named)
+        if step == 4:
+            raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", save_and_die)
+        with pytest.raises(PowerCut):
+            train_model(prepared / "tokenize", tiny_training(), tmp_path / "model", job="test")
+    age(tmp_path)
+    monkeypatch.setattr(
+        loop, "save_checkpoint", lambda root, step, *r, **n: (resumed.append(step), save(root, step, *r, **n))
+    )
+    report = train_model(prepared / "tokenize", tiny_training(), tmp_path / "model", job="test")
+    assert resumed == [6]
+    assert report.content_hash == trained.content_hash
+    age(tmp_path)
+    assert not train_model(prepared / "tokenize", tiny_training(), tmp_path / "model", job="test").ran

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from markdown_it import MarkdownIt
 
 from flows.artifacts import drift_page, evaluation_page, stages_page
 from pipelines import prepare
-from pipelines.recipe import Recipe
+from pipelines.evaluation import evaluate_model
+from pipelines.recipe import EvaluateConfig, Recipe
+from pipelines.training import train_model
 
 
 def attacks(server: str) -> list[str]:
@@ -53,9 +56,14 @@ def assert_harmless(page: Path, dom: Callable[..., str], sentinel: Any) -> None:
 
 @pytest.mark.slow
 def test_the_pages_of_a_hostile_dataset(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, dom: Callable[..., str], sentinel: Any
+    make_recipe: Callable[..., Recipe],
+    tiny_training: Callable[..., Any],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    dom: Callable[..., str],
+    sentinel: Any,
 ) -> None:
-    """Reports and cards of every stage, whose rows, file and recipe are hostile."""
+    """Reports and cards of each stage, of the model and its evaluation: rows, files, recipe and model are hostile."""
     texts = attacks(sentinel.url)
     rows = [
         {"prompt": f"{i} {t}", "chosen": f"yes {t}", "rejected": f"no {t}", "m": t} for i, t in enumerate(texts * 4)
@@ -67,13 +75,24 @@ def test_the_pages_of_a_hostile_dataset(
     name = json.dumps("<img src=x onerror=\"document.title='owned'\">")
     clean = json.dumps({"personal_data": "flag", "repetition": "flag"})
     overrides = (f"sources={source}", f"name={name}", f"clean={clean}", "tokenize.control_text=flag", "dedup={}")
-    prepare(make_recipe(*overrides, "tokenize.max_length=400", "tokenize.max_prompt_length=300"), tmp_path / "run")
+    recipe = make_recipe(*overrides, "tokenize.max_length=400", "tokenize.max_prompt_length=300")
+    prepare(recipe, tmp_path / "run")
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "<script>document.title='owned'<" / "script>"))
+    dataset, settings = tmp_path / "run/tokenize", tiny_training(model=str(model), max_steps=2)
+    trained = train_model(dataset, settings, tmp_path / "run/model", job=recipe.name).path
+    judged = evaluate_model(trained, dataset, tmp_path / "run/evaluate", EvaluateConfig(max_new_tokens=4))
+    assert any("document.title" in sample["prompt"] for sample in judged.result["samples"])
     reports = sorted((tmp_path / "run").rglob("report.html"))
-    assert len(reports) == 5
+    assert [report.parent.name for report in reports if report.parent.parent == tmp_path / "run"] == [
+        *("binarize", "clean", "evaluate", "split", "tokenize")
+    ]
     for report in reports:
         assert_harmless(report, dom, sentinel)
-        card = (report.parent / "README.md").read_text()
-        assert_harmless(as_html(card, tmp_path / "card.html"), dom, sentinel)
+    cards = sorted((tmp_path / "run").rglob("README.md"))
+    assert trained / "README.md" in cards
+    assert len(cards) == len(reports)  # the evaluation has none, the model no report
+    for card in cards:
+        assert_harmless(as_html(card.read_text(), tmp_path / "card.html"), dom, sentinel)
 
 
 def test_the_artifacts_of_a_hostile_run(tmp_path: Path, dom: Callable[..., str], sentinel: Any) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import orpo_data
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import digest, read_manifest
+from orpo_data.pages.render import markdown
 from orpo_train import loop
 from pipelines.training import fetch_model, model_fingerprint, train_model
 
@@ -121,7 +122,7 @@ def test_model_card_has_the_recipe_and_the_way_from_the_raw_files(trained, prepa
     for node in orpo_data.lineage(prepared / "tokenize").nodes:
         assert f"`{node.manifest.content_hash[:12]}`" in body
         for item in node.manifest.inputs:
-            assert item.path is not None or f"- {item.name} `{item.fingerprint[:12]}`" in body
+            assert item.path is not None or f"- {markdown(item.name)} `{item.fingerprint[:12]}`" in body
 
 
 def test_model_card_example_runs_with_transformers_alone(trained, monkeypatch, capsys):
