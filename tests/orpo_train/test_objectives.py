@@ -187,14 +187,16 @@ def test_ipo_takes_the_mean_over_tokens() -> None:
 
 
 def test_kto_by_hand() -> None:
-    """beta 1, z_0 = 1. A desirable answer of ratio 1 + log 3 has the value 3/4 and costs 1/4; at the reference point an
-    answer costs 1/2 on either side; an undesirable one of ratio 1 - log 3 costs 1/4. A pair is the mean of its two."""
-    kl = torch.tensor(1.0)
-    assert kto_loss(torch.tensor(1 + math.log(3)), kl, 1.0, desirable=True).item() == pytest.approx(0.25)
-    assert kto_loss(torch.tensor(1.0), kl, 1.0, desirable=True).item() == 0.5
-    assert kto_loss(torch.tensor(1 - math.log(3)), kl, 1.0, desirable=False).item() == pytest.approx(0.25)
-    pairs = _pairs(chosen_ratio=1 + math.log(3), rejected_ratio=1.0, kl=1.0)
-    assert OBJECTIVES["kto"].loss(pairs, 1.0).item() == pytest.approx(0.375)
+    """beta 1/2, z_0 = 1. A desirable answer of ratio 1 + log 9 is beta log 9 = log 3 over the reference point, has the
+    value 3/4 and costs 1/4; at the reference point an answer costs 1/2 on either side; an undesirable one of ratio
+    1 - log 9 costs 1/4, and 3/4 at 1 + log 9. A pair is the mean of its two."""
+    kl, away = torch.tensor(1.0), math.log(9)
+    assert kto_loss(torch.tensor(1 + away), kl, 0.5, desirable=True).item() == pytest.approx(0.25)
+    assert kto_loss(torch.tensor(1.0), kl, 0.5, desirable=True).item() == 0.5
+    assert kto_loss(torch.tensor(1 - away), kl, 0.5, desirable=False).item() == pytest.approx(0.25)
+    for rejected, loss in ((1.0, 0.375), (1 + away, 0.5), (1 - away, 0.25)):
+        pairs = _pairs(chosen_ratio=1 + away, rejected_ratio=rejected, kl=1.0)
+        assert OBJECTIVES["kto"].loss(pairs, 0.5).item() == pytest.approx(loss)
 
 
 def test_unlikelihood_by_hand() -> None:

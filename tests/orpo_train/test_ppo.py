@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,60 @@ def test_the_first_update_is_the_plain_policy_gradient(begin: Make) -> None:
     assert metrics["policy_loss"] == pytest.approx(0, abs=1e-5)
     assert metrics["clip_fraction"] == 0
     assert metrics["kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_every_answer_is_learnt_from_in_each_epoch(begin: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[list[int]] = []
+    learn = ppo.learn
+
+    def recorded(run: PpoRun, lesson: Any, part: Any) -> dict[str, float]:
+        parts.append(part.tolist())
+        return learn(run, lesson, part)
+
+    monkeypatch.setattr(ppo, "learn", recorded)
+    ppo.ppo_step(begin(ppo={"epochs": 2, "minibatches": 3}), 0)
+    assert [len(part) for part in parts] == [3, 3, 2] * 2
+    for epoch in (parts[:3], parts[3:]):
+        assert sorted(chain(*epoch)) == list(range(8))
+    assert parts[:3] != parts[3:]
+
+
+def test_an_update_is_the_mean_over_the_tokens(begin: Make) -> None:
+    """Against the model run on one answer after the other, and plain autograd."""
+    run = begin(ppo={"value_weight": 0.25, "clip": 0.03})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        run.bare_scorer.value_head.weight.normal_()
+        answers = draw_answers(run, run.data, np.arange(8), seed=1)
+        for weight in run.model.parameters():
+            weight.add_(0.3 * weight.std() * torch.randn_like(weight))  # so that ratios are not 1, and some are clipped
+    lesson = lesson_of(answers, 0.05, run.ppo)
+    losses, ratios, start = [], [], 0
+    for number, length in enumerate(answers.lengths.tolist()):
+        ids = torch.tensor([answers.data.ids(number, "chosen").tolist()])
+        first, at = answers.data.prompt_len(number) - 1, slice(start, start + length)
+        with own_attention(run.model):
+            logps = run.model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[first:, 0]
+            values = run.bare_scorer.value_head(run.model.model(ids).last_hidden_state[0, first:-1])[:, 0]
+        policy = clipped_loss(logps, answers.logps[at], lesson.advantages[at], 0.03)
+        losses.append(policy + 0.25 * value_loss(values, answers.values[at], lesson.returns[at], 0.03))
+        ratios.append((logps - answers.logps[at]).exp())
+        start += length
+    loss = torch.cat(losses).mean()
+    gradients = torch.autograd.grad(loss, [*run.bare_scorer.parameters()])
+    told = ppo.learn(run, lesson, np.arange(8))
+    assert told["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert told["grad_norm"] == pytest.approx(torch.cat([part.flatten() for part in gradients]).norm().item(), rel=1e-3)
+    ratio = torch.cat(ratios)
+    assert told["clip_fraction"] == pytest.approx(((ratio < 0.97) | (ratio > 1.03)).float().mean().item())
+    assert (ratio < 0.97).any()
+    assert (ratio > 1.03).any()
+
+
+def test_each_step_draws_anew(run: Make) -> None:
+    """The same prompts and, but for rounding, the same model."""
+    first, second = run(epochs=2, learning_rate=1e-12)
+    assert first["score"] != pytest.approx(second["score"])
 
 
 def test_advantages_stop_at_the_end_of_an_answer(begin: Make) -> None:

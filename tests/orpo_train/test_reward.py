@@ -133,6 +133,14 @@ def test_calibration_by_hand() -> None:
     assert calibration_error([low, high]) == pytest.approx((3 / 12 + 1 / 10) / 4)
 
 
+def test_bins_are_a_twentieth_wide() -> None:
+    """Confidences .62 and .64 share the bin from .60 to .65, .66 lies in the next one, .50 in the first, 1 in the
+    last."""
+    margins = torch.tensor([0.62, 0.64, 0.66, 0.5]).logit()
+    bins = calibration_bins(torch.cat([margins, torch.tensor([90.0])]))
+    assert [part.pairs for part in bins] == [1, 2, 1, 1]
+
+
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40))
 def test_every_pair_is_in_one_bin(margins: list[float]) -> None:
     bins = calibration_bins(torch.tensor(margins))

@@ -38,8 +38,9 @@ def test_error_over_prompts_by_hand() -> None:
 
 
 def test_longer_wins_by_hand() -> None:
-    """Ours is longer and wins, longer and ties, shorter and wins; the fourth is as long."""
-    assert longer_wins(np.array([1, 0.5, 1, 1]), np.array([3, 2, -1, 0])) == pytest.approx((1 + 0.5 + 0) / 3)
+    """Ours is longer and wins, longer and ties, shorter and loses, shorter and wins; the fifth is as long."""
+    scores, lengths = np.array([1, 0.5, 0, 1, 1]), np.array([3, 2, -4, -1, 0])
+    assert longer_wins(scores, lengths) == pytest.approx((1 + 0.5 + 1 + 0) / 4)
     assert longer_wins(np.array([1.0]), np.array([0.0])) is None
 
 
@@ -67,6 +68,19 @@ def test_a_judge_of_length_alone_finds_equal_lengths_equal() -> None:
     scores = (random.random(5000) < 1 / (1 + np.exp(-2 * np.tanh(lengths / 300)))).astype(float)
     assert scores.mean() > 0.63
     assert length_controlled(scores, lengths) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_regression_is_solved() -> None:
+    """The documented loss, put down by plain steps: log-likelihood with tanh of the scaled lengths, ridge 0.01."""
+    random = np.random.default_rng(1)
+    lengths = np.append(random.normal(50, 100, 30), [4000.0, -900.0])
+    scores = (random.random(32) < 1 / (1 + np.exp(-lengths / 60 + 1))).astype(float)
+    features = np.stack([np.ones(32), np.tanh(lengths / lengths.std())], axis=1)
+    weights = np.zeros(2)
+    for _ in range(20_000):
+        expected = 1 / (1 + np.exp(-features @ weights))
+        weights += 0.1 * (features.T @ (scores - expected) - np.array([0.0, 0.01]) * weights)
+    assert length_controlled(scores, lengths) == pytest.approx(1 / (1 + np.exp(-weights[0])), abs=1e-6)
 
 
 def test_length_that_decides_everything_keeps_the_rate_finite() -> None:
