@@ -45,10 +45,11 @@ sbom: $(READY)
 audit: sbom
 	$(VENV)/audit/bin/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
-# exact files: the versions of constraints.txt with the sha256 of every file that was fetched for them
+# exact files: the versions of constraints.txt with the sha256 of each of their files, whatever index they come from
 lock:
 	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install -q pip-tools
-	$(VENV)/lock/bin/pip-compile -q --generate-hashes --extra dev -c constraints.txt -o requirements.lock pyproject.toml
+	$(VENV)/lock/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--strip-extras --allow-unsafe --extra dev -c constraints.txt -o requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV)
