@@ -49,7 +49,7 @@ audit: sbom
 lock:
 	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install -q pip-tools
 	$(VENV)/lock/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-		--strip-extras --allow-unsafe --extra dev -c constraints.txt -o requirements.lock pyproject.toml
+		--strip-extras --unsafe-package orpo-pipeline --extra dev -c constraints.txt -o requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV)
