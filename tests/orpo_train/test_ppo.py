@@ -230,9 +230,10 @@ def test_a_step_is_the_same_however_it_is_cut(begin: Make, changes: dict[str, An
         torch.testing.assert_close(others[name], weight, rtol=1e-3, atol=2e-3)
 
 
-def test_the_first_update_is_the_plain_policy_gradient(begin: Make) -> None:
+@pytest.mark.parametrize("kind", ["llama", "gpt2-dropout"])
+def test_the_first_update_is_the_plain_policy_gradient(begin: Make, model_folder: Make, kind: str) -> None:
     """The ratio is 1: the loss is minus the mean advantage, which whitening makes 0, and nothing is clipped."""
-    run = begin(ppo={"epochs": 1, "minibatches": 1})
+    run = begin(model=str(model_folder(kind)), ppo={"epochs": 1, "minibatches": 1})
     metrics = ppo.ppo_step(run, 0)
     assert metrics["policy_loss"] == pytest.approx(0, abs=1e-5)
     assert metrics["clip_fraction"] == 0
