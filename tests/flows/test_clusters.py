@@ -1,14 +1,8 @@
 """The parts of a stage on Dask and Ray clusters: other processes, other storage, a killed worker, the same bytes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +16,6 @@ from pipelines.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
-ROOT = Path(__file__).parents[2]
 STAGES = ("ingest/hh-rlhf", "binarize", "clean", "split", "tokenize")
 DIALOGUE = "\n\nHuman: What about case {0}?\n\nAssistant: Case {0} is {1}."
 FILES, ROWS = 4, 40
@@ -76,65 +69,16 @@ def assert_the_same_bytes(here: Path, there: Path) -> None:
             assert (here / stage / shard.path).read_bytes() == (there / stage / shard.path).read_bytes()
 
 
-@contextmanager
-def machine(tmp_path: Path, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with a cache, a working folder and temporary files of its own."""
-    folder = tmp_path / "machines" / name
-    for part in ("cache", "tmp"):
-        (folder / part).mkdir(parents=True)
-    own = {"ORPO_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-@contextmanager
-def killed_when(file: Path, pid: Callable[[], int]) -> Iterator[list[int]]:
-    """Kill a process as soon as `file` is there; the list holds its id then."""
-    killed: list[int] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            if file.exists():
-                killed.append(pid())
-                os.kill(killed[0], signal.SIGKILL)
-                return
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield killed
-    finally:
-        done.set()
-        watcher.join()
-
-
-def test_two_dask_workers_of_which_one_is_killed(recipe: Any, tmp_path: Path, shared: Path) -> None:
+def test_two_dask_workers_of_which_one_is_killed(
+    recipe: Any, tmp_path: Path, shared: Path, dask_cluster: Any, killed_when: Any
+) -> None:
     """When the first parts are being cleaned."""
     prepare(recipe(), tmp_path / "here")
-    with ExitStack() as cluster:
-        places = tmp_path / "scheduler.json"
-        options = ["--scheduler-file", str(places)]
-        cluster.enter_context(
-            machine(tmp_path, "scheduler", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", *options)
-        )
-        worker = ["distributed.cli.dask_worker", "--no-nanny", "--no-dashboard", "--nthreads", "1", *options]
-        workers = [cluster.enter_context(machine(tmp_path, f"worker-{n}", *worker)) for n in range(2)]
-        while not places.exists():
-            time.sleep(0.1)
-        address = json.loads(places.read_text())["address"]
-        with killed_when(shared / "there/binarize/_manifest.json", lambda: workers[0].pid) as killed:
-            run(recipe("dask", address), tmp_path, shared / "there")
-        assert killed == [workers[0].pid]
-        assert workers[0].wait(timeout=10) == -signal.SIGKILL
-        assert workers[1].poll() is None
+    address, workers = dask_cluster
+    with killed_when(shared / "there/binarize/_manifest.json", workers[0]):
+        run(recipe("dask", address), tmp_path, shared / "there")
+    assert workers[0].wait(timeout=10) == -signal.SIGKILL
+    assert workers[1].poll() is None
     if not is_local(shared):  # each machine has fetched what it needed itself
         assert all(any((tmp_path / f"machines/worker-{n}/cache/files").iterdir()) for n in range(2))
     assert_the_same_bytes(tmp_path / "here", shared / "there")
