@@ -64,9 +64,8 @@ def spread(value: Mapping[str, Any] | None, digits: int = 4, scale: float = 1.0)
 
 def _answer_cells(row: Mapping[str, Any]) -> list[str]:
     """What there is to say of a method's answers, in the order of ANSWERS."""
-    diversity = [
-        f"{spread(row[name]['within'], 3)} / {spread(row[name]['across'], 3)}" for name in ("distinct_1", "distinct_2")
-    ]
+    shares = (row["distinct_1"], row["distinct_2"])
+    diversity = [f"{spread(share['within'], 3)}\n{spread(share['across'], 3)} across" for share in shares]
     return [spread(row["reward"], 3), spread(row["characters"], 3), spread(row["unended"], 3, 100), *diversity]
 
 

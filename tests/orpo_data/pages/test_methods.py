@@ -52,15 +52,13 @@ def comparison(text: str = "text", judged: bool = True) -> dict[str, Any]:
 def test_the_page_has_every_figure(read_page):
     words = read_page(methods_page(comparison())).words
     assert "Training pairs 1,234 Held-out pairs 56 Seeds 2 Models trained 1 Failed 1" in words
-    assert (
-        "Win rate, % over sft over dpo orpo lambda=0.1 62.5 ± 5 error over prompts 6.5, at equal length 60 -" in words
-    )
+    assert "Win rate, % over sft over dpo orpo lambda=0.1 62.5 ± 5 error over prompts 6.5 at equal length 60 -" in words
     assert "The reward model judge prefers the chosen answer of 75.0 %" in words
     assert "The judge is the reward model that PPO learned from" in words
     assert "sft 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 0.5 ± 0.25 2" in words
     assert "sft 1 min 15 s 2 h 2 min - 3 1,000,000 48" in words
     assert "Odds against probabilities" in words
-    assert "sft 1.5 ± 0.5 120 25 - / 0.75 ± 0.12 - / 0.75 ± 0.12" in words
+    assert "sft 1.5 ± 0.5 120 25 - 0.75 ± 0.12 across - 0.75 ± 0.12 across" in words
 
 
 def test_without_a_judge_there_are_no_answers(read_page):
