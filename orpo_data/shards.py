@@ -87,7 +87,8 @@ def opened_shards(folder: Path, shards: Sequence[Shard], opens: Callable[[Path],
 def _check_bytes(file: Path, folder: Path, shard: Shard) -> None:
     """Read every byte of a shard's file on this machine, once in this process as long as it stays as it is."""
     _check_size(file, shard, _size(file))
-    if is_sound(file, shard.sha256):
+    state = _state(file, shard.sha256)  # before it is read: what changes meanwhile is another state
+    if state in _SOUND:
         return
     if file_sha256(file) != shard.sha256:
         remedy = f"remove {folder} and make it again" if is_local(folder) else "remove this download of it"
@@ -95,7 +96,7 @@ def _check_bytes(file: Path, folder: Path, shard: Shard) -> None:
             f"{file}: its bytes changed since it was written (sha256 differs from the manifest); "
             f"`orpo verify {folder}` tells more; {remedy}"
         )
-    mark_sound(file, shard.sha256)
+    _SOUND.add(state)
 
 
 def is_sound(file: Path, sha256: str) -> bool:

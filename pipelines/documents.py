@@ -10,6 +10,9 @@ from orpo_data.places import without_secrets
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
+YAML_ERRORS = (yaml.YAMLError, LookupError, AttributeError, RecursionError)
+"""PyYAML's own, and those of Python's that it lets through."""
+
 MOST_VALUES = 100_000
 """Of a document with its aliases written out: a few of them can stand for billions."""
 
@@ -81,12 +84,7 @@ def _plain_values(text: str) -> Any:
     """What a YAML text says; ValueError where it says nothing, or too much."""
     try:
         values = yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # its parser lets all of them through
+    except YAML_ERRORS as error:
         raise ValueError(str(error)) from None
     if _count_values(values, {}) > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values with its aliases written out")

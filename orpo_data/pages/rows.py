@@ -21,10 +21,9 @@ from orpo_data.shards import open_shard
 SMALL_COLUMNS = ("id", "reason", *ORIGIN_COLUMNS)
 FEW_VALUES = cs.by_name("source", "source_file", require_all=False).as_expr()
 
+ROWS_AT_ONCE = 10_000  # whose large columns are in memory
+
 Row = dict[str, Any]
-
-
-WINDOW = 10_000  # rows whose large columns are in memory at once
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Rows:
     def frames(self, *columns: str) -> Iterator[pl.DataFrame]:
         """These columns of all rows, some rows at a time; what was read of the files is let go before the next."""
         for table in self.tables:
-            for start in range(0, max(1, len(table)), WINDOW):
-                yield _frame(table.select(list(columns)).slice(start, WINDOW))
+            for start in range(0, max(1, len(table)), ROWS_AT_ONCE):
+                yield _frame(table.select(list(columns)).slice(start, ROWS_AT_ONCE))
                 let_go()
 
     def take(self, places: Iterable[int]) -> list[Row]:

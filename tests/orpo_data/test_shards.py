@@ -79,6 +79,23 @@ def test_a_shard_of_this_process_is_hashed_again_only_when_it_changes(
     assert hashed == [shard]
 
 
+def test_a_shard_that_changes_while_it_is_hashed_is_not_sound(
+    tmp_path: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys.run(tmp_path / "clean", [toys.part("a", (1, 2, 3))], [("without", 2)])
+    shard = tmp_path / "clean/data-00000-of-00001.arrow"
+    os.utime(shard, ns=(1, 1))  # no longer the file that this process wrote
+
+    def changed_meanwhile(file: Path) -> str:
+        found = file_sha256(file)
+        shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
+        return found
+
+    monkeypatch.setattr("orpo_data.shards.file_sha256", changed_meanwhile)
+    with pytest.raises(OrpoError, match="its bytes changed since it was written"):
+        read_table(tmp_path / "clean")
+
+
 @pytest.mark.parametrize("opener", [orpo_data.load, orpo_data.scan])
 def test_an_unknown_split(prepared: Path, opener: Callable[..., Any]) -> None:
     with pytest.raises(OrpoError, match=r"^no split 'test' in this split dataset, it has \['train', 'eval'\]$"):

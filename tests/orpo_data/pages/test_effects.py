@@ -29,7 +29,7 @@ def shown(
     request: pytest.FixtureRequest,
 ) -> Callable[..., dict[str, list[Standing]]]:
     """The effects of the steps one, two and three on `kept` pairs and on those that fell, by the step they fell at."""
-    monkeypatch.setattr("orpo_data.pages.rows.WINDOW", request.param)
+    monkeypatch.setattr("orpo_data.pages.rows.ROWS_AT_ONCE", request.param)
 
     def run(
         kept: list[Any], fallen: list[tuple[str, Any]], changed: int = 0, came_in: list[Any] | None = None
