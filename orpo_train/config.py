@@ -58,11 +58,9 @@ class TrainConfig(_Settings):
 
     model: str = Field(description="Base model: a local folder or a hub id.")
     revision: str | None = Field(default=None, description="Commit of the model on the hub.")
-    objective: Literal["orpo", "sft", "probability-ratio", "unlikelihood", "dpo", "ipo", "kto", "reward", "ppo"] = (
-        Field(
-            default="orpo",
-            description="The loss, one of orpo_train.objectives; reward trains a reward model, ppo learns from one.",
-        )
+    objective: ObjectiveName = Field(
+        default="orpo",
+        description="The loss, one of orpo_train.objectives; reward trains a reward model, ppo learns from one.",
     )
     lambda_: float = Field(default=0.1, ge=0, alias="lambda", description="Weight of the preference term.")
     beta: float = Field(

@@ -17,6 +17,7 @@ from orpo_data import provenance
 from orpo_data.chat import Chat, Messages, template_names
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import digest
+from orpo_data.pages.render import markdown
 from orpo_data.places import file_sha256
 from orpo_train.config import Sampling
 from orpo_train.evaluate import Precision, load_tokenizer
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 CARD = """\
 # Answers of {name}
 
-In the file form of `{form}`: `{file}`, sha256 `{sha256}`.
+In the file form of `{form}`: {file}, sha256 `{sha256}`.
 
 | setting | value |
 |---|---|
@@ -88,9 +89,9 @@ def answer_questions(
     followed = check_answers(questions, [answer for (answer,) in answers]) if check else None
     _write(output, judge.answers(questions, answers, name))
     shown = {
-        "model": f"{folder.name}, fingerprint `{model_fingerprint(folder)[:12]}`",
-        "questions": f"{len(questions):,} of {prompts.name}, sha256 `{file_sha256(prompts)[:12]}`",
-        "chat template": f"{chat_template or 'of the tokenizer'}, digest `{digest(chat.template)[:12]}`",
+        "model": f"{markdown(folder.name)}, fingerprint `{model_fingerprint(folder)[:12]}`",
+        "questions": f"{len(questions):,} of {markdown(prompts.name)}, sha256 `{file_sha256(prompts)[:12]}`",
+        "chat template": f"{markdown(chat_template or 'of the tokenizer')}, digest `{digest(chat.template)[:12]}`",
         "temperature": ", ".join(f"{value:g}" for value in sorted(set(temperatures))),
         "top-p": f"{settings.top_p:g}",
         "seed": settings.seed,
@@ -106,7 +107,8 @@ def answer_questions(
         }
     rows = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     card = output.with_name(f"{output.name}.md")
-    _write(card, CARD.format(name=name, form=form, file=output.name, sha256=file_sha256(output), settings=rows))
+    names = {"name": markdown(name), "file": markdown(output.name)}
+    _write(card, CARD.format(**names, form=form, sha256=file_sha256(output), settings=rows))
     return AnswersReport(output, card, len(questions), unended, followed)
 
 

@@ -137,6 +137,16 @@ def test_the_card_states_the_settings(tiny_model_dir, question_file, tmp_path):
     assert str(tmp_path) not in report.card.read_text()
 
 
+def test_names_are_no_markup_on_the_card(tiny_model_dir, question_file, tmp_path):
+    name = "<img src=x> | `a` [x](y)"
+    model = shutil.copytree(tiny_model_dir, tmp_path / name)
+    questions, output = question_file(IFEVAL).rename(tmp_path / f"questions {name}"), tmp_path / f"out {name}"
+    card = answer_questions(str(model), questions, "ifeval", output, sampling={"max_new_tokens": 2}).card.read_text()
+    assert "<img" not in card
+    assert "[x](" not in card
+    assert all(line.count(" | ") == 1 for line in card.splitlines() if line.startswith("| "))
+
+
 def test_a_template_by_name(tiny_model_dir, question_file, tmp_path):
     report = answer_questions(
         str(tiny_model_dir),
