@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orpo_data.batches import batches_of
 from orpo_data.cache import deliver
 from orpo_data.manifest import Shard, Tally
 from orpo_data.places import file_sha256, make_folder
@@ -58,7 +59,7 @@ class ShardPart:
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         table = read_shard(self.folder, self.shard)
-        return (table.slice(start, batch_rows) for start in range(0, len(table), batch_rows))
+        return batches_of(table, batch_rows)
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,7 @@ class PartRun:
         if segment.first == 0:  # no step has touched them
             yield from self.part.read(batch_rows)
         elif self.rows is not None:
-            table = open_shard(self.rows)
-            yield from (table.slice(start, batch_rows) for start in range(0, len(table), batch_rows))
+            yield from batches_of(open_shard(self.rows), batch_rows)
 
 
 class RunParts(Protocol):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from orpo_data.batches import batches_of
 from orpo_data.cache import cache_folder, download, fetch, fetch_ahead, scratch_folder
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, Shard, digest, manifest_text, read_manifest, write_manifest
@@ -205,8 +206,7 @@ def _of_one_version(folder: Path, opened: Callable[[Manifest], T]) -> T:
 def iter_tables(folder: Path, manifest: Manifest, batch_rows: int) -> Iterator[tuple[str | None, pa.Table]]:
     """Every row of a dataset in order, as (split, table of at most `batch_rows` rows)."""
     for shard, table in zip(manifest.shards, opened_shards(folder, manifest.shards, open_shard), strict=True):
-        for start in range(0, len(table), batch_rows):
-            yield shard.split, table.slice(start, batch_rows)
+        yield from ((shard.split, batch) for batch in batches_of(table, batch_rows))
 
 
 def load(path: str | Path, split: str = "train") -> "datasets.Dataset":

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_data import provenance
+from orpo_data.batches import BATCH_ROWS
 from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
 from orpo_data.folders import refuse_foreign_folder
@@ -27,8 +28,6 @@ from orpo_data.verification import content_hash
 from orpo_data.writing import DatasetWriter
 
 log = logging.getLogger(__name__)
-
-BATCH_ROWS = 4_000
 
 Review = Callable[[Path, Manifest], dict[str, Any]]
 """Looks at a finished folder before it takes its place: OrpoError keeps what is there, else returns a comparison."""

@@ -14,11 +14,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orpo_data.batches import BATCH_ROWS
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
 from orpo_data.shards import check_sizes, iter_tables
-from orpo_data.stage import BATCH_ROWS
 from orpo_data.steps.truncate import Truncate
 from orpo_data.views import CLEANED
 from pipelines.recipe import Recipe

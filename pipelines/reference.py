@@ -8,6 +8,7 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field
 
+from orpo_data.batches import batches_of
 from orpo_data.branch import Branch
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import Input, Shard, digest, read_manifest
@@ -74,7 +75,7 @@ class NeighbourPart:
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         table = read_shard(self.folder, self.shard)
         table = table.append_column(KL_COLUMNS[0], answers_to_other_prompts(table, self.max_length))
-        return (table.slice(start, batch_rows) for start in range(0, len(table), batch_rows))
+        return batches_of(table, batch_rows)
 
 
 def reference(inputs: Path, recipe: Recipe, output: Path, progress: Progress = quiet) -> StageReport:

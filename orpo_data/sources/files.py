@@ -12,6 +12,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
+from orpo_data.batches import regrouped
 from orpo_data.cache import bring, fetch_from, side_by_side
 from orpo_data.errors import OrpoError
 from orpo_data.places import file_sha256, redacted, without_secrets
@@ -241,7 +242,7 @@ def read_records(file: RawFile, source: str, batch_rows: int = 1000, limits: Lim
         OrpoError: the file as a whole is broken: cut short, or not of the kind its name says.
     """
     try:
-        for rows in _batches(_records(file, limits), batch_rows):
+        for rows in regrouped(_records(file, limits), batch_rows):
             yield pa.table(
                 {
                     "source": pa.repeat(source, len(rows)),
@@ -252,20 +253,6 @@ def read_records(file: RawFile, source: str, batch_rows: int = 1000, limits: Lim
             )
     except (OSError, EOFError, ValueError, RecursionError, CompressionError, pa.ArrowException) as error:
         raise OrpoError(f"{file.name}: the file is broken: {_reason(error)}; get it again") from error
-
-
-def _batches(tables: Iterable[pa.Table], batch_rows: int) -> Iterator[pa.Table]:
-    """The rows of `tables` in tables of `batch_rows`, the last one smaller; each is given as soon as it is there."""
-    waiting, count = list[pa.Table](), 0
-    for table in tables:
-        waiting.append(table)
-        count += len(table)
-        if count >= batch_rows:
-            rows = pa.concat_tables(waiting)
-            yield from (rows.slice(start, batch_rows) for start in range(0, count - batch_rows + 1, batch_rows))
-            waiting, count = [rows.slice(count - count % batch_rows)], count % batch_rows
-    if count:
-        yield pa.concat_tables(waiting)
 
 
 def _records(file: RawFile, limits: Limits) -> Iterator[pa.Table]:
