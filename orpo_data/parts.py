@@ -38,6 +38,10 @@ class Part(Protocol):
     @property
     def split(self) -> str | None: ...
 
+    @property
+    def rows(self) -> int:
+        """How many; 0 where that is not known before they are read."""
+
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         """Its rows in order, in tables of at most `batch_rows`."""
 
@@ -56,6 +60,10 @@ class ShardPart:
     @property
     def split(self) -> str | None:
         return self.shard.split
+
+    @property
+    def rows(self) -> int:
+        return self.shard.rows
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         table = read_shard(self.folder, self.shard)

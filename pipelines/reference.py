@@ -72,6 +72,10 @@ class NeighbourPart:
     def split(self) -> str | None:
         return self.shard.split
 
+    @property
+    def rows(self) -> int:
+        return self.shard.rows
+
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         table = read_shard(self.folder, self.shard)
         table = table.append_column(KL_COLUMNS[0], answers_to_other_prompts(table, self.max_length))

@@ -155,6 +155,7 @@ class RawPart:
     file: RawFile
     digest: str
     split: None = None
+    rows: int = 0
 
     @property
     def fingerprint(self) -> str:

@@ -157,6 +157,7 @@ class TablePart:
     table: pa.Table
     fingerprint: str = "table"
     split: str | None = None
+    rows: int = 0
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         return (self.table.slice(start, batch_rows) for start in range(0, len(self.table), batch_rows))
@@ -285,6 +286,10 @@ class NumbersPart:
     @property
     def fingerprint(self) -> str:
         return digest([self.name, self.values])
+
+    @property
+    def rows(self) -> int:
+        return len(self.values)
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         self.READ.append(self.name)
