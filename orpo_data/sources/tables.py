@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from orpo_data.sources.columns import Ints
 from orpo_data.sources.json_text import LIMITS, ROWS, TOO_LONG, Limits, record_table
+from orpo_data.sources.unfolding import FILE_BEGIN, arrow_sizes, parquet_pages
 
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
@@ -24,7 +25,7 @@ def table_records(path: Path, parquet: bool, limits: Limits = LIMITS) -> Iterato
         OSError, EOFError, ValueError, ArrowException: the file is broken, or unfolds to more than the limit.
     """
     first = 0
-    for batch in _parquet_batches(path, limits.array) if parquet else _arrow_batches(path):
+    for batch in _parquet_batches(path, limits.array) if parquet else _arrow_batches(path, limits.array):
         batch.validate(full=True)
         sizes = row_bytes(batch.to_struct_array())
         for start, stop in _pieces(sizes, limits.record):
@@ -105,12 +106,12 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _parquet_batches(path: Path, limit: int) -> Iterator[pa.RecordBatch]:
     """Texts come as dictionaries: as the file has them, each once, however many of its rows refer to it."""
-    metadata = pq.read_metadata(path)
+    metadata, data = pq.read_metadata(path), memoryview(pa.memory_map(str(path)).read_buffer()).cast("B")
     columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     file = pq.ParquetFile(path, read_dictionary=[column.path for column in columns if _is_text(column)])
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        size = sum(_unfolded(group.column(place), column) for place, column in enumerate(columns))
+        size = sum(_unfolded(data, group.column(place), column) for place, column in enumerate(columns))
         if size > limit:
             raise ValueError(
                 f"row group {number} may unfold to {size:,} bytes, more than {limit:,}; write smaller row groups, or "
@@ -123,11 +124,14 @@ def _is_text(column: pq.ColumnSchema) -> bool:
     return column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "JSON", "NONE")
 
 
-def _unfolded(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> int:
+def _unfolded(data: memoryview, chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> int:
     """Most bytes of a column of a row group in memory, with its texts as dictionaries."""
-    if "DELTA_BYTE_ARRAY" in chunk.encodings:  # each may hold all of those before it, and Arrow wants them written out
-        return int(chunk.total_uncompressed_size * chunk.num_values)
-    return int(chunk.total_uncompressed_size + max(8, column.length or 0) * chunk.num_values)
+    start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+    pages = list(parquet_pages(data, start, chunk.total_compressed_size))
+    size, values = sum(page.unfolded for page in pages), sum(page.values for page in pages)
+    if any(page.deltas for page in pages):  # Arrow wants them written out
+        return size * values
+    return size + int(max(8, column.length or 0)) * values
 
 
 # --- as JSON ---------------------------------------------------------------------------------------------------------
@@ -163,9 +167,16 @@ def _is_plain(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _arrow_batches(path: Path, limit: int) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as data:
-        if data.read(6) == b"ARROW1":
+        for number, size in enumerate(arrow_sizes(memoryview(data.read_buffer()).cast("B"))):
+            if size > limit:
+                raise ValueError(
+                    f"record batch {number} unfolds to {size:,} bytes, more than {limit:,}; write smaller ones, or "
+                    "raise max_array_bytes"
+                )
+        data.seek(0)
+        if data.read(len(FILE_BEGIN)) == FILE_BEGIN:
             reader = pa.ipc.open_file(data)
             yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
         else:
