@@ -64,7 +64,8 @@ class SourceConfig(_Section):
     max_array_bytes: int = Field(
         default=LIMITS.array,
         ge=CHUNK,
-        description="Most bytes, decompressed, of a file that is one JSON array, or of a row group of a parquet file.",
+        description="Most bytes, decompressed, of a file that is one JSON array, of a parquet file's row group, or of an "
+        "Arrow file's record batch.",
     )
     weight: float = Field(default=1.0, gt=0, le=1, description="Share of the source's pairs that is kept.")
     count: int | None = Field(

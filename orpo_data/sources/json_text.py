@@ -32,7 +32,7 @@ class Limits:
     """Most bytes, as they are when decompressed, that are read in one piece: a small file may unfold to terabytes."""
 
     record: int = 1 << 26  # of a line or of a table's row; at least CHUNK
-    array: int = 1 << 32  # of a file that is one JSON array, or of a parquet file's row group
+    array: int = 1 << 32  # of a JSON array that is a file, of a parquet row group, of an Arrow record batch
 
 
 LIMITS = Limits()
