@@ -64,8 +64,8 @@ class SourceConfig(_Section):
     max_array_bytes: int = Field(
         default=LIMITS.array,
         ge=CHUNK,
-        description="Most bytes, decompressed, of a file that is one JSON array, of a parquet file's row group, or of an "
-        "Arrow file's record batch.",
+        description="Most bytes, decompressed, of a file that is one JSON array, of a row group of a parquet file, or "
+        "of a record batch of an Arrow file.",
     )
     weight: float = Field(default=1.0, gt=0, le=1, description="Share of the source's pairs that is kept.")
     count: int | None = Field(
