@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-FEWEST_ROWS, MOST_ROWS = 4_000, 10_000
+FEWEST_ROWS, MOST_ROWS = 4_000, 8_000
 BATCHES = 12  # of a dataset between them
 BATCH_BYTES = 1 << 25  # about; every core holds one or two batches, and several forms of each
 

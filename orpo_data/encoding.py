@@ -20,7 +20,7 @@ from orpo_data.errors import OrpoError
 from orpo_data.pieces import BYTES, cut, cut_pairs
 from orpo_data.steps.tokens import Hashes, Tokens, among
 
-_MEMORY = 1 << 25  # bytes that the table may grow to; then a new one is begun
+_MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
 _TOGETHER = 1_000  # pieces that are shown to the tokenizer as one text
 _CHECKED = 1024  # one text in so many is also encoded whole
 

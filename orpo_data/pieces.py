@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 
+Bytes = npt.NDArray[np.uint8]
 Pairs = npt.NDArray[np.bool_]
 """One entry for each pair of bytes, at first * 256 + second."""
 
@@ -52,6 +53,7 @@ _OTHERS = [byte for byte in range(256) if byte not in _KEPT]
 BYTES = "".join(chr(byte if byte in _KEPT else 256 + _OTHERS.index(byte)) for byte in range(256))
 """Each byte as the vocabulary of a byte-level tokenizer spells it (GPT-2's `bytes_to_unicode`)."""
 
+_WINDOW = 1 << 18  # bytes that are looked at together: what is found of them stays in the processor's cache
 _SPACE = ord(" ")
 _DIGITS = slice(ord("0"), ord("9") + 1)
 
@@ -61,17 +63,23 @@ def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, pa.Int32Ar
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
     ends = offsets - offsets[0]
-    letters, digits = (data | 32) - np.uint8(ord("a")) < 26, data - np.uint8(ord("0")) < 10
-    cuts = np.flatnonzero((data[1:] == _SPACE) | (letters[:-1] > letters[1:]) | digits[:-1] | digits[1:]) + 1
+    cuts = np.concatenate([_cuts(data, start, pairs) for start in range(0, max(1, len(data)), _WINDOW)])
+    earlier = np.searchsorted(cuts, ends)
+    bounds = np.insert(cuts, earlier, ends)
+    pieces = pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(bounds), pa.py_buffer(data))
+    return pieces, pa.array((earlier + np.arange(len(ends))).astype(np.int32))
+
+
+def _cuts(data: Bytes, start: int, pairs: Pairs) -> npt.NDArray[np.int32]:
+    """Before which bytes of a window of `data` it is cut."""
+    window = data[start : start + _WINDOW + 1]
+    letters, digits = (window | 32) - np.uint8(ord("a")) < 26, window - np.uint8(ord("0")) < 10
+    cuts = np.flatnonzero((window[1:] == _SPACE) | (letters[:-1] > letters[1:]) | digits[:-1] | digits[1:]) + start + 1
     before = data[cuts - 1].astype(np.uint16)
     allowed = pairs[before << 8 | data[cuts]]
     wide = np.flatnonzero(before >= 128)
     allowed[wide] &= ~_WIDE_SPACES[data[cuts[wide] - 2].astype(np.uint16) << 8 | before[wide]]
-    cuts = cuts[allowed]
-    earlier = np.searchsorted(cuts, ends)
-    bounds = np.insert(cuts, earlier, ends).astype(np.int32)
-    pieces = pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(bounds), pa.py_buffer(data))
-    return pieces, pa.array((earlier + np.arange(len(ends))).astype(np.int32))
+    return cuts[allowed].astype(np.int32)
 
 
 def cut_pairs(tokenizer: Tokenizer) -> Pairs | None:
