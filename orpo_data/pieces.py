@@ -79,7 +79,8 @@ def _cuts(data: Bytes, start: int, pairs: Pairs) -> npt.NDArray[np.int32]:
     allowed = pairs[before << 8 | data[cuts]]
     wide = np.flatnonzero(before >= 128)
     allowed[wide] &= ~_WIDE_SPACES[data[cuts[wide] - 2].astype(np.uint16) << 8 | before[wide]]
-    return cuts[allowed].astype(np.int32)
+    found: npt.NDArray[np.int32] = cuts[allowed].astype(np.int32)
+    return found
 
 
 def cut_pairs(tokenizer: Tokenizer) -> Pairs | None:

@@ -141,6 +141,16 @@ def test_pieces_of_each_text_are_its_own(gpt2):
     assert pieces(gpt2, []) == []
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 7])
+@given(texts=st.lists(st.text("aZ 9.'\n\xa0\u3000\u00e9\U0001f33f", max_size=12), max_size=4))
+def test_pieces_do_not_depend_on_how_much_is_looked_at_together(window, texts):
+    tokenizer = KINDS["smollm"]()
+    whole = pieces(tokenizer, texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orpo_data.pieces._WINDOW", window)
+        assert pieces(tokenizer, texts) == whole
+
+
 def test_added_tokens_stay_whole(gpt2):
     assert pieces(gpt2, ["<|im_start|>user\nHi<|im_end|>\n"]) == [["<|im_start|>user", "\nHi", "<|im_end|>\n"]]
     spaced = train(byte_level(), added=["o k", "a."])
