@@ -19,6 +19,7 @@ with atheris.instrument_imports(
     from pipelines.recipe import Recipe
 
 PLACE = Path(tempfile.mkdtemp())
+FILES = {"lines": "f.jsonl", "array": "f.json", "parquet": "f.parquet", "arrow": "f.arrow"}
 
 
 def read(name: str, data: bytes) -> None:
@@ -48,8 +49,8 @@ def recipe(data: bytes) -> None:
 
 def one_input(data: bytes) -> None:
     try:
-        if TARGET in ("lines", "array"):
-            read("f.jsonl" if TARGET == "lines" else "f.json", data)
+        if TARGET in FILES:
+            read(FILES[TARGET], data)
         elif TARGET in ("manifest", "recipe"):
             {"manifest": manifest, "recipe": recipe}[TARGET](data)
         else:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orpo_data.errors import OrpoError
-from orpo_data.manifest import read_manifest
+from orpo_data.manifest import MANIFEST_NAME, read_manifest
 from orpo_data.shards import read_table
 from orpo_data.sources.files import RawFile, read_records
 from orpo_data.sources.json_text import CHUNK, TOO_LONG, Limits
@@ -228,11 +228,53 @@ def test_a_row_group_that_unfolds(make_recipe: Callable[..., Recipe], tmp_path: 
 # --- by coverage ------------------------------------------------------------------------------------------------------
 
 
+PAIRS = [
+    {"prompt": "Q", "chosen": "A", "rejected": "B", "score_chosen": 4.5, "system": "S"},
+    {
+        side: [{"role": "user", "content": "Q"}, {"role": "assistant", "content": side}]
+        for side in ("chosen", "rejected")
+    },
+    {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "A"}, "rejected": "B"},
+]
+
+
+def seeds(target: str, raw: Path, recipe: Path, prepared: Path) -> list[bytes]:
+    """Inputs that pass, for libFuzzer to start from."""
+    hh, uf = (raw / name for name in ("hh/train.jsonl", "uf/evol_instruct.jsonl"))
+    records = [json.loads(line) for line in hh.read_bytes().splitlines()[:4]]
+    tables = pa.BufferOutputStream(), pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(PAIRS[:1] * 3), tables[0])
+    with pa.ipc.new_stream(tables[1], (table := pa.Table.from_pylist(PAIRS[:1] * 3)).schema) as writer:
+        writer.write_table(table)
+    return {
+        "lines": [hh.read_bytes(), uf.read_bytes()],
+        "array": [json.dumps(records).encode(), json.dumps(PAIRS).encode()],
+        "parquet": [bytes(tables[0].getvalue())],
+        "arrow": [bytes(tables[1].getvalue())],
+        "hh-rlhf": hh.read_bytes().splitlines(),
+        "ultrafeedback": uf.read_bytes().splitlines(),
+        "pairs": [json.dumps(record).encode() for record in PAIRS],
+        "recipe": [recipe.read_bytes()],
+        "manifest": [(prepared / stage / MANIFEST_NAME).read_bytes() for stage in ("binarize", "tokenize")],
+    }[target]
+
+
 @pytest.mark.faults
-def test_parsers_by_coverage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target", ["lines", "array", "parquet", "arrow", "hh-rlhf", "ultrafeedback", "pairs", "recipe", "manifest"]
+)
+def test_parsers_by_coverage(target: str, raw_data: Path, recipe_yaml: Path, prepared: Path, tmp_path: Path) -> None:
     """atheris (libFuzzer) steers its inputs into new branches of the readers and parsers: 100,000 of them."""
     pytest.importorskip("atheris")
-    for target in ("lines", "array", "hh-rlhf", "ultrafeedback", "pairs", "recipe", "manifest"):
-        command = [sys.executable, Path(__file__).with_name("fuzz.py"), target, "-runs=100000", "-rss_limit_mb=3000"]
-        done = subprocess.run([*command, "-timeout=20"], capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert not done.returncode, f"{target}: {done.stderr[-3000:]}"
+    (tmp_path / "seeds").mkdir()
+    for number, content in enumerate(seeds(target, raw_data, recipe_yaml, prepared)):
+        (tmp_path / "seeds" / str(number)).write_bytes(content)
+    command = [
+        sys.executable,
+        Path(__file__).with_name("fuzz.py"),
+        target,
+        "-runs=100000",
+        "-rss_limit_mb=3000",
+    ]
+    done = subprocess.run([*command, "-timeout=20", "seeds"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert not done.returncode, done.stderr[-3000:]
