@@ -156,7 +156,7 @@ def recipe_yaml(
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A server of its own; the settings of those who use it."""
+    """A server of its own; the settings of those who use it, and its process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -172,7 +172,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
             assert server.poll() is None
             assert time.monotonic() < deadline, (home / "server.log").read_text()
             time.sleep(0.5)
-        yield settings | {"PREFECT_API_URL": url}
+        yield settings | {"PREFECT_API_URL": url, "PID": str(server.pid)}
     finally:
         server.terminate()
         server.wait(30)

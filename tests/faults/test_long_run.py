@@ -5,7 +5,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,11 +32,16 @@ MEGABYTES_A_RUN = 0.5
 ROWS_A_FLOW = 400
 """How many rows a flow of ten tasks may leave in Prefect's database: states, logs, events, artifacts."""
 
+MEGABYTES_A_FLOW = 1.0
+"""How much the process that serves flows, and Prefect's server, may grow with each."""
 
-def resident() -> float:
-    """Megabytes of this process in memory."""
+FLOWS = 60
+
+
+def resident(pid: int | str = "self") -> float:
+    """Megabytes of a process in memory."""
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
@@ -93,31 +101,85 @@ def test_the_data_part_again_and_again(
     assert len(list((root / ".clean.notes").iterdir())) < 20 if (root / ".clean.notes").exists() else True
 
 
+class Watched:
+    """A process that is meant to run for months."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._files, self._memory = self.files, resident(pid)
+
+    @property
+    def files(self) -> int:
+        return len(os.listdir(f"/proc/{self._pid}/fd"))
+
+    def grown(self) -> tuple[float, int]:
+        """Megabytes and open files, since it was first looked at."""
+        return resident(self._pid) - self._memory, self.files - self._files
+
+
 @pytest.mark.faults
 def test_an_hours_schedule_in_fast_time(
-    prefect_server: dict[str, str], commands: Any, own_raw_data: Path, recipe_yaml: Path, tmp_path: Path
+    prefect_server: dict[str, str], commands: Any, recipe_yaml: Path, tmp_path: Path
 ) -> None:
-    """A flow every few seconds, some of them killed: the server's database grows by a bounded number of rows a flow."""
-    draw, database = random.Random(1), Path(prefect_server["PREFECT_HOME"]) / "prefect.db"
-    run = ["run", recipe_yaml, "-o", tmp_path / "run", "--set", "train=null"]
-    commands.run(*run, environment=prefect_server)
-    begun, flows = _rows(database), 60
-    for turn in range(flows):
-        fraction = ["--set", f"split.eval_fraction={0.1 + 0.001 * turn}"]
-        child = commands.start(*run, *fraction, environment=prefect_server)
-        if turn % 5 == 4:
-            time.sleep(draw.random() * 4)
-            child.kill()
-        assert child.wait() in (0, -9), child.printed
-    commands.run(*run, environment=prefect_server)
-    assert orpo_data.verify(tmp_path / "run/tokenize").ok
-    assert (_rows(database) - begun) / flows < ROWS_A_FLOW
-    left = {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")}
-    assert left <= {".clean.notes", ".split.notes"}
+    """`orpo serve` starts a flow every few seconds; some are killed, and what others left is broken.
+
+    Neither the process that serves them nor Prefect's server grows beyond bounds, nor the database, nor what lies in
+    the folders.
+    """
+    draw, database, root = random.Random(1), Path(prefect_server["PREFECT_HOME"]) / "prefect.db", tmp_path / "run"
+    settings = ["-o", root, "--set", "train=null"]
+    commands.run("run", recipe_yaml, *settings, environment=prefect_server)
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | prefect_server | {"TMPDIR": str(tmp_path / "tmp"), "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
+    orpo = [sys.executable, "-c", "from flows.cli import main; main()", "serve", recipe_yaml, *settings]
+    server, kills, watched, begun = int(prefect_server["PID"]), 0, list[Watched](), 0
+    with (tmp_path / "log").open("w") as log:
+        serving = subprocess.Popen(
+            [*orpo, "--cron", "* * * * * */10"], env=environment, stdout=log, stderr=log, cwd=Path(__file__).parents[2]
+        )
+    try:
+        while (flows := _ended(database)) < FLOWS:
+            assert serving.poll() is None, (tmp_path / "log").read_text()
+            if flows >= FLOWS // 3 and not watched:
+                watched, begun = [Watched(serving.pid), Watched(server)], _rows(database)
+            time.sleep(5 + 10 * draw.random())
+            if running := _children(serving.pid):
+                if draw.random() < 0.2:
+                    os.kill(draw.choice(running), signal.SIGKILL)
+                    kills += 1
+            else:
+                break_something(root, draw)
+        grown = [process.grown() for process in watched]
+        rows = _rows(database) - begun
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.wait(60)
+    print(f"{flows} flows, {kills} killed; megabytes and files more, serving and server: {grown}; {rows} rows")
+    shutil.rmtree(root)  # a shard of an input that stands may be broken
+    commands.run("run", recipe_yaml, *settings, environment=prefect_server)
+    assert orpo_data.verify(root / "tokenize").ok
+    assert kills > FLOWS / 20
+    for megabytes, files in grown:
+        assert megabytes < 60 + MEGABYTES_A_FLOW * FLOWS
+        assert files < 20
+    assert rows / (flows - FLOWS // 3) < ROWS_A_FLOW
+    assert len(list((tmp_path / "tmp").iterdir())) <= kills + 4
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _ended(database: Path) -> int:
+    """Flows that are over, however they ended."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60) as connection:
+        over = "('COMPLETED', 'FAILED', 'CRASHED', 'CANCELLED')"
+        found: int = connection.execute(f"select count(*) from flow_run where state_type in {over}").fetchone()[0]
+        return found
 
 
 def _rows(database: Path) -> int:
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60) as connection:
         names = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
         return sum(connection.execute(f'select count(*) from "{name}"').fetchone()[0] for name in names)
 
