@@ -156,6 +156,8 @@ def _is_plain(kind: pa.DataType) -> bool:
         return _is_plain(kind.value_type)
     if pa.types.is_struct(kind):
         names = [field.name for field in kind]
+        if "\0" in "".join(names):  # polars panics
+            return False
         return 0 < len(names) == len({*names}) and all(_is_plain(field.type) for field in kind)
     checks = (
         pa.types.is_string,

@@ -35,8 +35,8 @@ def parquet_pages(data: memoryview, start: int, size: int) -> Iterator[Page]:
             fields = header.struct()
             unfolded, packed = (_count(fields.get(number)) for number in (2, 3))
             first, second = fields.get(5, {}), fields.get(8, {})  # of a data page, of the first or second version
-            values = _count((first or second).get(1, 0))
-        yield Page(unfolded, values, _DELTA_BYTE_ARRAY in (first.get(2), second.get(4)))
+            values, deltas = _count((first or second).get(1, 0)), _DELTA_BYTE_ARRAY in (first.get(2), second.get(4))
+        yield Page(unfolded, values, deltas)
         place = header.place + packed
 
 

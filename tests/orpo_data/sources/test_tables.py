@@ -83,3 +83,11 @@ def test_pieces_are_all_rows_in_order_and_within_the_limit(sizes: list[int], lim
 
 def test_pieces_by_hand() -> None:
     assert list(_pieces(pa.array([3, 3, 3, 9, 1]).to_numpy(), 6)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.struct([("a\0b", pa.string())])])
+def test_any_name_of_a_column(tmp_path: Path, kind: pa.DataType) -> None:
+    value = "x" if kind == pa.string() else {"a\0b": "x"}
+    pq.write_table(pa.table({"pro\0mpt" if kind == pa.string() else "prompt": pa.array([value], kind)}), tmp_path / "t")
+    (table,) = table_records(tmp_path / "t", parquet=True)
+    assert list(json.loads(table["record"][0].as_py()).values()) == [value]

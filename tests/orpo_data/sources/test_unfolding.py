@@ -108,6 +108,7 @@ def test_an_arrow_file_that_unfolds_is_refused(tmp_path, stream):
 @example(b"\x80" * 100)  # a number without end
 @example(b"\x19\xfc\xff\xff\xff\x7f" + b"\x0c" * 50)  # a list of a billion
 @example(b"\x1c" * 100)  # a struct in a struct in a struct
+@example(b"\x15\0\x15\2\x15\2\x51\0")  # where the second version's header should be, a truth value
 def test_broken_page_headers_are_a_broken_file(content):
     with suppress(ValueError):
         list(parquet_pages(memoryview(content), 0, len(content)))
