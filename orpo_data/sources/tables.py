@@ -1,6 +1,8 @@
 """Records out of tables: the rows of parquet and Arrow files as JSON text."""
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 
 from orpo_data.sources.columns import Ints
 from orpo_data.sources.json_text import LIMITS, ROWS, TOO_LONG, Limits, record_table
-from orpo_data.sources.unfolding import FILE_BEGIN, arrow_sizes, parquet_pages
+from orpo_data.sources.unfolding import FILE_BEGIN, Chunk, arrow_sizes, parquet_pages, row_groups
 
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
@@ -107,11 +109,11 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _parquet_batches(path: Path, limit: int) -> Iterator[pa.RecordBatch]:
     """Texts come as dictionaries: as the file has them, each once, however many of its rows refer to it."""
     metadata, data = pq.read_metadata(path), memoryview(pa.memory_map(str(path)).read_buffer()).cast("B")
+    groups = row_groups(data)
     columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     file = pq.ParquetFile(path, read_dictionary=[column.path for column in columns if _is_text(column)])
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        size = sum(_unfolded(data, group.column(place), column) for place, column in enumerate(columns))
+    for number, group in enumerate(groups):
+        size = sum(starmap(partial(_unfolded, data), zip(group.columns, columns, strict=True)), 8 * group.rows)
         if size > limit:
             raise ValueError(
                 f"row group {number} may unfold to {size:,} bytes, more than {limit:,}; write smaller row groups, or "
@@ -124,10 +126,9 @@ def _is_text(column: pq.ColumnSchema) -> bool:
     return column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "JSON", "NONE")
 
 
-def _unfolded(data: memoryview, chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> int:
+def _unfolded(data: memoryview, chunk: Chunk, column: pq.ColumnSchema) -> int:
     """Most bytes of a column of a row group in memory, with its texts as dictionaries."""
-    start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
-    pages = list(parquet_pages(data, start, chunk.total_compressed_size))
+    pages = list(parquet_pages(data, chunk))
     size, values = sum(page.unfolded for page in pages), sum(page.values for page in pages)
     if any(page.deltas for page in pages):  # Arrow wants them written out
         return size * values

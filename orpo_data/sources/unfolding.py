@@ -1,21 +1,40 @@
 """How much a table's file unfolds to, read off its own headers before anything is unfolded.
 
 A decompressor stops at the size that a header states, so these sizes bind. The footer of a parquet file repeats them,
-but nothing compares it with the pages; so the pages are asked, whose headers are structs of Thrift's compact protocol.
+but nothing compares it with the pages; so the pages are asked. Footer and headers are structs of Thrift's compact
+protocol; pyarrow has what stands in the footer too, but some broken ones end the process there.
 An Arrow file states the size of a compressed buffer in the buffer's first eight bytes; where buffers lie stands in
 tables of FlatBuffers. Both notations are read here as far as that takes, and no further.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
 # --- parquet: https://github.com/apache/parquet-format, src/main/thrift/parquet.thrift --------------------------------
 
-_DEEPEST = 16  # structs and lists in a header; parquet's own go four deep
+Wanted = Mapping[int, "Wanted"]
+"""Fields of a struct by number, each with those that are wanted of the structs in it."""
+
+_CHUNK: Wanted = {7: {}, 9: {}, 11: {}}  # its size, and where its data pages and its dictionary begin
+_FOOTER: Wanted = {4: {1: {3: _CHUNK}, 3: {}}}  # row groups, their columns and rows
+_PAGE: Wanted = {2: {}, 3: {}, 5: {1: {}, 2: {}}, 8: {1: {}, 4: {}}}  # sizes; headers of data pages: values, encoding
+_DEEPEST = 32  # structs and lists in each other; parquet's own go eight deep
 _DELTA_BYTE_ARRAY = 7
+
+
+class Chunk(NamedTuple):
+    """Where the pages of a column of a row group lie."""
+
+    start: int
+    size: int
+
+
+class RowGroup(NamedTuple):
+    rows: int
+    columns: list[Chunk]
 
 
 class Page(NamedTuple):
@@ -26,13 +45,27 @@ class Page(NamedTuple):
     deltas: bool  # each of its texts may repeat all of those before it
 
 
-def parquet_pages(data: memoryview, start: int, size: int) -> Iterator[Page]:
-    """The pages of a column chunk: the `size` bytes of the file from `start` on. ValueError if a header is broken."""
-    place = start
-    while place < start + size:
+def row_groups(data: memoryview) -> list[RowGroup]:
+    """What the footer of a parquet file says; ValueError if it is broken."""
+    with _naming("the footer"):
+        end = len(data) - 8
+        footer = _Compact(data, end - _number("<I", data, end)).struct(_FOOTER)
+        groups = footer.get(4, ())
+        return [RowGroup(_count(group[3]), [_chunk(column[3]) for column in group[1]]) for group in groups]
+
+
+def _chunk(fields: Mapping[int, Any]) -> Chunk:
+    size, start, dictionary = (_count(fields.get(number, 0)) for number in _CHUNK)
+    return Chunk(min(start, dictionary or start), size)
+
+
+def parquet_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
+    """The pages of a column of a row group; ValueError if a header is broken."""
+    place = chunk.start
+    while place < chunk.start + chunk.size:
         with _naming(f"the page header at byte {place:,}"):
             header = _Compact(data, place)
-            fields = header.struct()
+            fields = header.struct(_PAGE)
             unfolded, packed = (_count(fields.get(number)) for number in (2, 3))
             first, second = fields.get(5, {}), fields.get(8, {})  # of a data page, of the first or second version
             values, deltas = _count((first or second).get(1, 0)), _DELTA_BYTE_ARRAY in (first.get(2), second.get(4))
@@ -53,15 +86,17 @@ class _Compact:
         self.data = data
         self.place = place
 
-    def struct(self, deepest: int = _DEEPEST) -> dict[int, Any]:
-        """Fields by number: integers and structs; of everything else only that it is there."""
+    def struct(self, wanted: Wanted, deepest: int = _DEEPEST) -> dict[int, Any]:
+        """The wanted fields: integers, structs, and lists of these; of everything else only that it is there."""
         found, number = dict[int, Any](), 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._integer()
-            found[number] = self._value(head & 15, deepest)
+            value = self._value(head & 15, wanted.get(number, {}), deepest)
+            if number in wanted:
+                found[number] = value
         return found
 
-    def _value(self, kind: int, deepest: int) -> Any:
+    def _value(self, kind: int, wanted: Wanted, deepest: int) -> Any:
         if kind in (1, 2):  # true, false
             return None
         if kind in (4, 5, 6):
@@ -71,12 +106,14 @@ class _Compact:
             self.place += size
             return None
         if kind in (9, 10) and deepest:  # a list, a set
-            head = self._byte()
+            head, found = self._byte(), list[Any]()
             for _ in range(head >> 4 if head >> 4 < 15 else self._unsigned()):
-                self._value(3 if head & 15 in (1, 2) else head & 15, deepest - 1)
-            return None
+                value = self._value(3 if head & 15 in (1, 2) else head & 15, wanted, deepest - 1)
+                if wanted:
+                    found.append(value)
+            return found
         if kind == 12 and deepest:
-            return self.struct(deepest - 1)
+            return self.struct(wanted, deepest - 1)
         raise ValueError("a value of no known type")
 
     def _byte(self) -> int:
@@ -105,8 +142,9 @@ _EARLY_COMPRESSION = b"ARROW:experimental_compression"  # in the messages of Arr
 
 
 def arrow_sizes(data: memoryview) -> Iterator[int]:
-    """Bytes that the compressed buffers of each record batch unfold to, with the dictionaries so far, which stay.
+    """Bytes that each record batch unfolds to, with the dictionaries so far, which stay.
 
+    What is compressed, and 8 for each value: of some types they take no room in the file.
     Of a stream or a file; ValueError if what it says of itself is broken.
     """
     dictionaries = 0
@@ -119,9 +157,10 @@ def arrow_sizes(data: memoryview) -> Iterator[int]:
                 header = header.table(1)
             if kind not in (_DICTIONARY, _BATCH) or not header:
                 continue
-            size = 0
+            size = 8 * sum(_count(_number("<q", data, place)) for place in header.structs(1, 16))
+            size += 8 * _count(header.value(0, "<q"))
             if header.table(3) or _EARLY_COMPRESSION in bytes(data[start:body]):
-                size = sum(_unfolded_buffers(header, data, body))
+                size += sum(_unfolded_buffers(header, data, body))
             if kind == _DICTIONARY:
                 dictionaries += size
             else:
@@ -207,5 +246,5 @@ def _number(form: str, data: memoryview, place: int) -> int:
 def _naming(what: str) -> Iterator[None]:
     try:
         yield
-    except (IndexError, AttributeError, ValueError, OverflowError, struct.error) as error:
+    except (IndexError, KeyError, TypeError, AttributeError, ValueError, OverflowError, struct.error) as error:
         raise ValueError(f"{what} is broken") from error

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orpo_data.sources.files import RawFile, read_records
 from orpo_data.sources.json_text import CHUNK, Limits
-from orpo_data.sources.unfolding import arrow_sizes, parquet_pages
+from orpo_data.sources.unfolding import Chunk, arrow_sizes, parquet_pages, row_groups
 
 TEXTS = ["a" * 900, "b", None, "c" * 70] * 300
 TABLE = pa.table(
@@ -23,12 +23,13 @@ TABLE = pa.table(
 
 
 def chunks(path: Path):
-    metadata = pq.read_metadata(path)
+    metadata, data = pq.read_metadata(path), memoryview(path.read_bytes())
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(column)
-            start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
-            yield chunk, list(parquet_pages(memoryview(path.read_bytes()), start, chunk.total_compressed_size))
+            place = row_groups(data)[group].columns[column]
+            assert place.size == chunk.total_compressed_size
+            yield chunk, list(parquet_pages(data, place))
 
 
 @pytest.mark.parametrize("dictionary", [True, False])
@@ -71,10 +72,12 @@ def test_a_footer_that_lies_is_not_believed(tmp_path):
         list(read_records(RawFile(path.name, path), "pairs", limits=Limits(record=2 * CHUNK, array=2 * CHUNK)))
 
 
-def arrow_file(path: Path, compression: str | None, stream: bool, table: pa.Table = TABLE) -> memoryview:
+def arrow_file(
+    path: Path, compression: str | None, stream: bool, table: pa.Table = TABLE, rows: int | None = 500
+) -> memoryview:
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with (pa.ipc.new_stream if stream else pa.ipc.new_file)(path, table.schema, options=options) as writer:
-        writer.write_table(table, max_chunksize=500)
+        writer.write_table(table, max_chunksize=rows)
     return memoryview(path.read_bytes())
 
 
@@ -82,9 +85,12 @@ def arrow_file(path: Path, compression: str | None, stream: bool, table: pa.Tabl
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
 def test_compressed_batches_unfold_to_what_they_say(tmp_path, compression, stream):
     sizes = list(arrow_sizes(arrow_file(tmp_path / "t.arrow", compression, stream)))
-    held = [batch.nbytes for batch in TABLE.to_batches(max_chunksize=500)]
-    assert all(0.9 * most < size < most + 5_000 for size, most in zip(sizes, held, strict=True))
-    assert list(arrow_sizes(arrow_file(tmp_path / "t.arrow", None, stream))) == [0] * len(sizes)
+    batches = TABLE.to_batches(max_chunksize=500)
+    places = [8 * len(batch) * 7 for batch in batches]  # of the batch, three columns, a struct and its two fields
+    held = [batch.nbytes for batch in batches]
+    for size, values, most in zip(sizes, places, held, strict=True):
+        assert 0.9 * most < size - values < most + 5_000
+    assert list(arrow_sizes(arrow_file(tmp_path / "t.arrow", None, stream))) == places
 
 
 def test_dictionaries_stay_beside_every_batch(tmp_path):
@@ -111,7 +117,9 @@ def test_an_arrow_file_that_unfolds_is_refused(tmp_path, stream):
 @example(b"\x15\0\x15\2\x15\2\x51\0")  # where the second version's header should be, a truth value
 def test_broken_page_headers_are_a_broken_file(content):
     with suppress(ValueError):
-        list(parquet_pages(memoryview(content), 0, len(content)))
+        list(parquet_pages(memoryview(content), Chunk(0, len(content))))
+    with suppress(ValueError):
+        row_groups(memoryview(content + struct.pack("<I", len(content)) + b"PAR1"))
 
 
 @given(content=st.binary(max_size=100), at=st.integers(0, 2_000), stream=st.booleans())
@@ -122,3 +130,10 @@ def test_broken_arrow_files_are_broken_files(tmp_path_factory, content, at, stre
     whole[at : at + len(content)] = content
     with suppress(ValueError):
         list(arrow_sizes(memoryview(bytes(whole))))
+
+
+def test_values_that_take_no_room_in_the_file_are_refused(tmp_path):
+    path = tmp_path / "nulls.arrow"
+    arrow_file(path, None, True, pa.table({"prompt": pa.nulls(10_000_000)}), None)
+    with pytest.raises(Exception, match=r"record batch 0 unfolds to [\d,]+ bytes"):
+        list(read_records(RawFile(path.name, path), "pairs", limits=Limits(record=2 * CHUNK, array=2 * CHUNK)))
