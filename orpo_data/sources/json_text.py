@@ -22,6 +22,9 @@ NOT_UTF8 = "not UTF-8: "
 TOO_LONG = "longer than the limit: "
 """Begins the record of a line that was not read whole; it can never pass for JSON either."""
 
+NO_JSON = "not to be written as JSON: "
+"""Begins the record of a table's row that holds what Python has no value for; it can never pass for JSON either."""
+
 BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 20  # bytes of lines that are cut at a time
 ROWS = 1_000  # records of an array, or of a table, that are written as text at a time

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orpo_data.sources.columns import Ints
-from orpo_data.sources.json_text import LIMITS, ROWS, TOO_LONG, Limits, record_table
+from orpo_data.sources.json_text import LIMITS, NO_JSON, ROWS, TOO_LONG, Limits, record_table
 from orpo_data.sources.unfolding import FILE_BEGIN, Chunk, arrow_sizes, parquet_pages, row_groups
 
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -140,7 +140,13 @@ def _unfolded(data: memoryview, chunk: Chunk, column: pq.ColumnSchema) -> int:
 
 def _json_rows(rows: pa.RecordBatch) -> pa.Array:
     """Each row as JSON; what JSON has no form for (bytes, decimals) as its text."""
-    return pa.array([orjson.dumps(row, default=str).decode() for row in rows.to_pylist()], pa.string())
+    try:
+        values = rows.to_pylist()
+    except (OverflowError, ValueError) as error:  # a date beyond the year 9999: it costs its row
+        if len(rows) == 1:
+            return pa.array([f"{NO_JSON}{error}"])
+        return pa.concat_arrays([_json_rows(rows.slice(row, 1)) for row in range(len(rows))])
+    return pa.array([orjson.dumps(row, default=str).decode() for row in values], pa.string())
 
 
 def _json_columns(rows: pa.RecordBatch) -> pa.Array:

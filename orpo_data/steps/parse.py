@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from orpo_data.schema import DROPPED, MESSAGE, MESSAGES, ORIGIN, row_id, row_ids
 from orpo_data.sources import SOURCES, Diverging, Source, check_settings
 from orpo_data.sources.columns import Bools, Fields, Ints, Odd, Rows, join
-from orpo_data.sources.json_text import LIMITS, NOT_UTF8, TOO_LONG, string_columns
+from orpo_data.sources.json_text import LIMITS, NO_JSON, NOT_UTF8, TOO_LONG, string_columns
 from orpo_data.sources.record import Turn, Unparsable, first_answers
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
@@ -121,7 +121,7 @@ class Parse(Step):
             except orjson.JSONDecodeError as error:
                 failed.append(index)
                 line = table["source_row"][index].as_py() + 1
-                details.append(record if record.startswith(TOO_LONG) else _broken_line(line, record, error))
+                details.append(record if record.startswith((TOO_LONG, NO_JSON)) else _broken_line(line, record, error))
             except Unparsable as error:
                 failed.append(index)
                 details.append(str(error))

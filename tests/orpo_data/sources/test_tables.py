@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpo_data.schema import RAW
 from orpo_data.sources.json_text import ROWS
 from orpo_data.sources.tables import _pieces, row_bytes, table_records
+from orpo_data.steps.parse import Parse
 
 TEXTS = pa.dictionary(pa.int8(), pa.string())
 ROWS_OF = {"role": "user", "content": "é"}, {"role": "assistant", "content": "ab"}
@@ -91,3 +93,14 @@ def test_any_name_of_a_column(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"pro\0mpt" if kind == pa.string() else "prompt": pa.array([value], kind)}), tmp_path / "t")
     (table,) = table_records(tmp_path / "t", parquet=True)
     assert list(json.loads(table["record"][0].as_py()).values()) == [value]
+
+
+def test_a_value_that_python_has_not_costs_its_row(tmp_path: Path) -> None:
+    days = pa.array([0, 2**22, 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "day": days}), tmp_path / "t")
+    (table,) = table_records(tmp_path / "t", parquet=True)
+    first, second, third = table["record"].to_pylist()
+    assert [json.loads(record)["day"] for record in (first, third)] == ["1970-01-01", "1970-01-02"]
+    origin = {"source": "pairs", "source_file": "t", "source_row": 1}
+    dropped = Parse(dataset="pairs").apply(pa.Table.from_pylist([origin | {"record": second}], RAW)).dropped
+    assert dropped["detail"].to_pylist() == ["not to be written as JSON: date value out of range"]
