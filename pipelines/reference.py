@@ -11,7 +11,7 @@ from pydantic import Field
 from orpo_data.batches import batches_of
 from orpo_data.branch import Branch
 from orpo_data.errors import OrpoError, UsageError
-from orpo_data.manifest import Input, Shard, digest, read_manifest
+from orpo_data.manifest import Input, digest, read_manifest
 from orpo_data.parts import ShardPart
 from orpo_data.schema import DROPPED, REFERENCED, TOKEN_IDS, TOKENIZED
 from orpo_data.shards import read_shard
@@ -57,24 +57,14 @@ class Reference(Step):
 
 
 @dataclass(frozen=True)
-class NeighbourPart:
+class NeighbourPart(ShardPart):
     """A shard whose rows also have another prompt's answer: which one depends on the whole shard, not on a batch."""
 
-    folder: Path
-    shard: Shard
     max_length: int
 
     @property
     def fingerprint(self) -> str:
         return digest([self.shard.sha256, self.max_length])
-
-    @property
-    def split(self) -> str | None:
-        return self.shard.split
-
-    @property
-    def rows(self) -> int:
-        return self.shard.rows
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         table = read_shard(self.folder, self.shard)
