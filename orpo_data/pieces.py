@@ -25,7 +25,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 
-Bytes = npt.NDArray[np.uint8]
+from orpo_data.steps.tokens import Bytes
+
 Pairs = npt.NDArray[np.bool_]
 """One entry for each pair of bytes, at first * 256 + second."""
 

@@ -51,7 +51,10 @@ def row_groups(data: memoryview) -> list[RowGroup]:
         end = len(data) - 8
         footer = _Compact(data, end - _number("<I", data, end)).struct(_FOOTER)
         groups = footer.get(4, ())
-        return [RowGroup(_count(group[3]), [_chunk(column[3]) for column in group[1]]) for group in groups]
+        found = [RowGroup(_count(group[3]), [_chunk(column[3]) for column in group[1]]) for group in groups]
+        if sum(chunk.size for group in found for chunk in group.columns) > len(data):
+            raise ValueError("columns share pages")  # each would be looked at again for all of them
+        return found
 
 
 def _chunk(fields: Mapping[int, Any]) -> Chunk:
@@ -137,7 +140,7 @@ class _Compact:
 # --- Arrow: https://github.com/apache/arrow, format/Message.fbs and File.fbs ------------------------------------------
 
 FILE_BEGIN = b"ARROW1"
-_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # what a message holds
+_DICTIONARY, _BATCH = 2, 3  # what a message holds
 _EARLY_COMPRESSION = b"ARROW:experimental_compression"  # in the messages of Arrow 0.17
 
 
@@ -147,7 +150,7 @@ def arrow_sizes(data: memoryview) -> Iterator[int]:
     What is compressed, and 8 for each value: of some types they take no room in the file.
     Of a stream or a file; ValueError if what it says of itself is broken.
     """
-    dictionaries = 0
+    dictionaries = described = 0
     with _naming("the file's table of contents"):
         blocks = _blocks(data) if data[: len(FILE_BEGIN)] == FILE_BEGIN else _messages(data)
         for start, body in blocks:
@@ -157,7 +160,11 @@ def arrow_sizes(data: memoryview) -> Iterator[int]:
                 header = header.table(1)
             if kind not in (_DICTIONARY, _BATCH) or not header:
                 continue
-            size = 8 * sum(_count(_number("<q", data, place)) for place in header.structs(1, 16))
+            nodes = header.structs(1, 16)
+            described += 16 * (len(nodes) + len(header.structs(2, 16)))
+            if described > len(data):
+                raise ValueError("batches share their descriptions")  # each would be looked at for all of them
+            size = 8 * sum(_count(_number("<q", data, place)) for place in nodes)
             size += 8 * _count(header.value(0, "<q"))
             if header.table(3) or _EARLY_COMPRESSION in bytes(data[start:body]):
                 size += sum(_unfolded_buffers(header, data, body))

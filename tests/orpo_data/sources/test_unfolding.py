@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from orpo_data.sources import unfolding
 from orpo_data.sources.files import RawFile, read_records
 from orpo_data.sources.json_text import CHUNK, Limits
 from orpo_data.sources.unfolding import Chunk, arrow_sizes, parquet_pages, row_groups
@@ -137,3 +138,22 @@ def test_values_that_take_no_room_in_the_file_are_refused(tmp_path):
     arrow_file(path, None, True, pa.table({"prompt": pa.nulls(10_000_000)}), None)
     with pytest.raises(Exception, match=r"record batch 0 unfolds to [\d,]+ bytes"):
         list(read_records(RawFile(path.name, path), "pairs", limits=Limits(record=2 * CHUNK, array=2 * CHUNK)))
+
+
+def test_batches_that_share_their_description_are_broken(tmp_path, monkeypatch):
+    """Else a file of some megabytes would be looked at for hours."""
+    data = arrow_file(tmp_path / "t.arrow", None, False)
+    blocks = unfolding._blocks
+    assert len(list(arrow_sizes(data))) == 3
+    monkeypatch.setattr(unfolding, "_blocks", lambda data: list(blocks(data)) * 10_000)
+    with pytest.raises(ValueError, match="table of contents is broken"):
+        list(arrow_sizes(data))
+
+
+def test_columns_that_share_pages_are_broken(tmp_path, monkeypatch):
+    pq.write_table(TABLE, tmp_path / "t.parquet", row_group_size=500)
+    data = memoryview((tmp_path / "t.parquet").read_bytes())
+    assert len(row_groups(data)) == 3
+    monkeypatch.setattr(unfolding, "_chunk", lambda fields: Chunk(4, len(data) // 2))
+    with pytest.raises(ValueError, match="footer is broken"):
+        row_groups(data)
