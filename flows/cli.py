@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from pipelines.recipe import Recipe
 
+log = logging.getLogger(__name__)
+
 LOCAL_SERVER = "http://127.0.0.1:4200/api"
 SAMPLES_SHOWN = 2
 
@@ -151,11 +153,15 @@ def _run_flow(recipe: str, overrides: list[str], output: Path | None) -> dict[st
 
 
 def _start_server(settings: "Recipe") -> None:
-    """A temporary server is reached from this machine alone, so the workers of a cluster must not be told of it."""
+    """A temporary server is reached from this machine alone, so workers elsewhere must not be told of it."""
+    from prefect.settings import PREFECT_API_URL
+
     from flows.server import start_server_ahead
 
-    if settings.runner.kind == "local":
+    if settings.runner.address is None:
         start_server_ahead()
+    elif not PREFECT_API_URL.value():
+        log.warning("every worker starts a Prefect server of its own: set PREFECT_API_URL to one that all reach")
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -1,11 +1,14 @@
 """Where the parts of a stage are worked on: in this process, or as Prefect tasks on a Dask or Ray cluster.
 
-On a cluster every part of every segment is a task of its own. A worker reads what it needs from the storage that all
-share, writes there what the part came to, and hands back where that lies. The cluster itself runs the tasks of a lost
-worker again; what fails for another reason would only fail again.
+On a cluster every segment of a stage is a task for each part, or for a few of them: a task costs Prefect a third of a
+second of work, however small it is. A worker reads what it needs from the storage that all share, writes there what the
+parts came to, and hands back where that lies. The cluster itself runs the tasks of a lost worker again; what fails for
+another reason would only fail again.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import Any
 
 from prefect import task
@@ -16,23 +19,36 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from orpo_data.parts import PartRun, RunParts, Segment, run_here
 from pipelines.recipe import RunnerConfig
 
+TASK_BYTES = 1 << 28  # of its parts, about
 
-@task(name="part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def run_part(name: str, segment: Segment, run: PartRun, batch_rows: int) -> PartRun:
-    """One part through one segment of its stage."""
-    run_here(segment, [run], batch_rows, lambda rows: None)
-    return run
+
+@task(name="parts", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def run_some(name: str, segment: Segment, runs: Sequence[PartRun], batch_rows: int) -> Sequence[PartRun]:
+    """Some parts through one segment of their stage."""
+    return run_here(segment, runs, batch_rows, lambda rows: None)
 
 
 def run_as_tasks(
     segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
 ) -> Sequence[PartRun]:
-    """Every part as a task of the flow that is running."""
-    futures = [run_part.submit(f"{run.folder.name}-{segment.number}", segment, run, batch_rows) for run in runs]
-    before = {future.task_run_id: run.rows_in for future, run in zip(futures, runs, strict=True)}
-    for future in as_completed(futures):
-        progress(future.result().rows_in - before[future.task_run_id])
-    return [future.result() for future in futures]
+    """All parts, a few at a time, as tasks of the flow that is running."""
+    futures = {}
+    for some in tasks_of(runs):
+        future = run_some.submit(f"{some[0].folder.name}-{segment.number}", segment, some, batch_rows)
+        futures[future] = sum(run.rows_in for run in some)
+    for future in as_completed(list(futures)):
+        progress(sum(run.rows_in for run in future.result()) - futures[future])
+    return [run for future in futures for run in future.result()]
+
+
+def tasks_of(runs: Sequence[PartRun]) -> list[list[PartRun]]:
+    """The parts in their order, in tasks of about the same size."""
+    sizes = [run.part.size for run in runs]
+    total = sum(sizes)
+    tasks = max(1, round(total / TASK_BYTES))
+    numbers = (before * tasks // (total + 1) for before in accumulate(sizes, initial=0))
+    numbered = groupby(zip(numbers, runs, strict=False), key=itemgetter(0))
+    return [[run for _, run in some] for _, some in numbered]
 
 
 def part_runner(config: RunnerConfig) -> RunParts:

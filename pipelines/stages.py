@@ -162,6 +162,11 @@ class RawPart:
         """Of the name too: every row holds it."""
         return digest([self.file.name, self.digest])
 
+    @property
+    def size(self) -> int:
+        """On the machine that found it."""
+        return self.file.path.stat().st_size
+
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         """OrpoError if the first readable record lacks a column."""
         checked = False

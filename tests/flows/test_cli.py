@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -168,6 +169,21 @@ def test_run_takes_the_cluster_from_its_options(recipe_file, monkeypatch):
     assert call("run", recipe_file()).exit_code == 0
     assert call("run", recipe_file(), "--runner", "spark").exit_code == 2
     assert given == [["name=x", "runner.kind=dask", "runner.address=tcp://host:8786"], []]
+
+
+@pytest.mark.parametrize(("address", "url"), [(None, ""), ("tcp://host:8786", ""), ("tcp://host:8786", "http://x/api")])
+def test_workers_elsewhere_are_not_told_of_a_server_that_only_this_machine_reaches(address, url, monkeypatch, caplog):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import server
+    from pipelines.recipe import RunnerConfig
+
+    started = []
+    monkeypatch.setattr(server, "start_server_ahead", lambda: started.append(address))
+    with temporary_settings({PREFECT_API_URL: url}):
+        cli._start_server(SimpleNamespace(runner=RunnerConfig(kind="dask", address=address)))
+    assert started == ([None] if address is None else [])
+    assert ("PREFECT_API_URL" in caplog.text) == bool(address and not url)
 
 
 @pytest.mark.slow

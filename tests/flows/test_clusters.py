@@ -7,18 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import orpo_data
-from orpo_data.manifest import read_manifest
+from flows import clusters
+from orpo_data.manifest import Shard, read_manifest
+from orpo_data.parts import PartRun, ShardPart
 from orpo_data.places import is_local, make_folder, send
+from orpo_data.schema import PAIRS
 from pipelines import prepare
 from pipelines.recipe import Recipe
-
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 STAGES = ("ingest/hh-rlhf", "binarize", "clean", "split", "tokenize")
 DIALOGUE = "\n\nHuman: What about case {0}?\n\nAssistant: Case {0} is {1}."
 FILES, ROWS = 4, 40
+
+
+@given(sizes=st.lists(st.integers(0, 3 * clusters.TASK_BYTES) | st.integers(0, 1000)))
+def test_parts_are_joined_into_tasks_of_about_the_same_size(sizes: list[int]) -> None:
+    shards = [Shard(path="x", split=None, rows=1, tokens=None, bytes=size, sha256="") for size in sizes]
+    runs = [PartRun(ShardPart(Path(), shard), Path(), PAIRS, "") for shard in shards]
+    tasks = clusters.tasks_of(runs)
+    assert [id(run) for some in tasks for run in some] == [id(run) for run in runs]
+    assert all(tasks)
+    assert len(tasks) <= max(1, sum(sizes) / clusters.TASK_BYTES + 0.5)
+    for some in tasks:
+        assert sum(run.part.size for run in some[:-1]) < 1.5 * clusters.TASK_BYTES  # even the parts before its last
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -69,10 +84,13 @@ def assert_the_same_bytes(here: Path, there: Path) -> None:
             assert (here / stage / shard.path).read_bytes() == (there / stage / shard.path).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
 def test_two_dask_workers_of_which_one_is_killed(
-    recipe: Any, tmp_path: Path, shared: Path, dask_cluster: Any, killed_when: Any
+    recipe: Any, tmp_path: Path, shared: Path, dask_cluster: Any, killed_when: Any, monkeypatch: Any
 ) -> None:
-    """When the first parts are being cleaned."""
+    """When the first parts are being cleaned; every part is a task here."""
+    monkeypatch.setattr(clusters, "TASK_BYTES", 1)
     prepare(recipe(), tmp_path / "here")
     address, workers = dask_cluster
     with killed_when(shared / "there/binarize/_manifest.json", workers[0]):
@@ -84,8 +102,10 @@ def test_two_dask_workers_of_which_one_is_killed(
     assert_the_same_bytes(tmp_path / "here", shared / "there")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
 def test_a_ray_cluster(recipe: Any, tmp_path: Path, shared: Path) -> None:
-    """Started by the run on this machine, in processes of its own."""
+    """Started by the run on this machine, in processes of its own; a task takes several parts."""
     prepare(recipe(), tmp_path / "here")
     run(recipe("ray"), tmp_path, shared / "there")
     assert_the_same_bytes(tmp_path / "here", shared / "there")

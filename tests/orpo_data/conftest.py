@@ -158,6 +158,7 @@ class TablePart:
     fingerprint: str = "table"
     split: str | None = None
     rows: int = 0
+    size: int = 0
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:
         return (self.table.slice(start, batch_rows) for start in range(0, len(self.table), batch_rows))
@@ -280,6 +281,7 @@ class NumbersPart:
     values: tuple[int, ...]
     split: str | None = None
     breaks: int | None = field(default=None, compare=False)
+    size: int = 0
 
     READ: ClassVar[list[str]] = []
 
