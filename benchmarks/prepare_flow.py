@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     add("--max-length", type=int, default=1024)
     add("--rounds", type=int, default=3)
     add("--cores", type=int, default=2)
+    add("--runner", choices=("local", "dask", "ray"), default="local", help="of the flow; a cluster is started for it")
     return parser.parse_args()
 
 
@@ -44,6 +45,7 @@ class Flow:
 
     def __init__(self, pairs: int, tokenizer: Path, options: argparse.Namespace) -> None:
         self.folder = options.work / f"flow-{pairs}"
+        self.runner = options.runner
         self.home = options.work / "prefect"
         self.environment = SETTINGS | {"PREFECT_HOME": str(self.home)}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,10 @@ class Flow:
 
     def seconds(self, command: str) -> float:
         shutil.rmtree(self.folder / "out", ignore_errors=True)
-        return orpo(command, str(self.recipe), "-o", str(self.folder / "out"), environment=self.environment).seconds
+        arguments = [command, str(self.recipe), "-o", str(self.folder / "out")]
+        if command == "run":
+            arguments += ["--runner", self.runner]
+        return orpo(*arguments, environment=self.environment).seconds
 
     def tasks(self) -> int:
         """Task runs that Prefect's database has a line of log from; it keeps no other trace of a short flow's."""
@@ -91,8 +96,9 @@ def main() -> None:
             row["cost of the tasks"] = f"{cost / median(bare):.1%}{each}"
         rows.append(row)
     print(
-        f"{processor()}, {options.cores} cores. `orpo prepare` and `orpo run` of HH-RLHF pairs in at most "
-        f"{options.files} files, each from its start to its end, in turns; {options.rounds} rounds.\n\n{markdown(rows)}"
+        f"{processor()}, {options.cores} cores. `orpo prepare` and `orpo run --runner {options.runner}` of HH-RLHF "
+        f"pairs in at most {options.files} files, each from its start to its end, in turns; {options.rounds} rounds.\n"
+        f"\n{markdown(rows)}"
     )
 
 
