@@ -18,7 +18,7 @@ import psutil
 from orpo_data.errors import OrpoError
 
 ROOT = Path(__file__).parents[1]
-ORPO = [sys.executable, "-c", "from flows.cli import main; main()"]  # what the `orpo` script runs
+ORPO = "from flows.cli import main; main()"  # what the `orpo` script runs
 SAMPLE_EVERY = 0.1  # seconds between looks at the memory, each of which takes a few milliseconds
 
 
@@ -43,9 +43,12 @@ def ask(module: str, question: Any, environment: Mapping[str, str] | None = None
     return _run(module, [sys.executable, "-m", module, json.dumps(question)], environment or {}, remedy=remedy)
 
 
-def orpo(*arguments: str, environment: Mapping[str, str] | None = None, watch_memory: bool = False) -> Finished:
-    """Run a command of this project as a user does, from the start of its interpreter."""
-    return _run(f"orpo {arguments[0]}", [*ORPO, *arguments], environment or {}, watch_memory=watch_memory)
+def orpo(
+    *arguments: str, environment: Mapping[str, str] | None = None, watch_memory: bool = False, before: str = ""
+) -> Finished:
+    """Run a command of this project as a user does, from the start of its interpreter; `before` is Python for it."""
+    command = [sys.executable, "-c", f"{before}\n{ORPO}", *arguments]
+    return _run(f"orpo {arguments[0]}", command, environment or {}, watch_memory=watch_memory)
 
 
 def _run(

@@ -25,8 +25,8 @@ SETTINGS = {
 }
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare_flow", description=__doc__)
+def arguments(module: str, description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=description)
     add = parser.add_argument
     add("--data", type=Path, default=DEFAULT_DATA, help="folder with hh_rlhf/")
     add("--tokenizer", type=Path, help="local folder (default: SmolLM2-135M-Instruct, converted once)")
@@ -36,7 +36,6 @@ def arguments() -> argparse.Namespace:
     add("--max-length", type=int, default=1024)
     add("--rounds", type=int, default=3)
     add("--cores", type=int, default=2)
-    add("--runner", choices=("local", "dask", "ray"), default="local", help="of the flow; a cluster is started for it")
     return parser.parse_args()
 
 
@@ -45,19 +44,16 @@ class Flow:
 
     def __init__(self, pairs: int, tokenizer: Path, options: argparse.Namespace) -> None:
         self.folder = options.work / f"flow-{pairs}"
-        self.runner = options.runner
         self.home = options.work / "prefect"
         self.environment = SETTINGS | {"PREFECT_HOME": str(self.home)}
         self.folder.mkdir(parents=True, exist_ok=True)
         raw = raw_folder("hh-rlhf", options.data, pairs, options.work, files=min(pairs, options.files))
         self.recipe = write_recipe(self.folder / "recipe.yaml", "hh-rlhf", raw, tokenizer, options.max_length)
 
-    def seconds(self, command: str) -> float:
+    def seconds(self, command: str, *options: str, before: str = "") -> float:
         shutil.rmtree(self.folder / "out", ignore_errors=True)
-        arguments = [command, str(self.recipe), "-o", str(self.folder / "out")]
-        if command == "run":
-            arguments += ["--runner", self.runner]
-        return orpo(*arguments, environment=self.environment).seconds
+        arguments = [command, str(self.recipe), "-o", str(self.folder / "out"), *options]
+        return orpo(*arguments, environment=self.environment, before=before).seconds
 
     def tasks(self) -> int:
         """Task runs that Prefect's database has a line of log from; it keeps no other trace of a short flow's."""
@@ -75,7 +71,7 @@ class Flow:
 
 
 def main() -> None:
-    options = arguments()
+    options = arguments("prepare_flow", __doc__)
     use_cores(options.cores)
     from pipelines.base_model import smollm2
 
@@ -96,9 +92,8 @@ def main() -> None:
             row["cost of the tasks"] = f"{cost / median(bare):.1%}{each}"
         rows.append(row)
     print(
-        f"{processor()}, {options.cores} cores. `orpo prepare` and `orpo run --runner {options.runner}` of HH-RLHF "
-        f"pairs in at most {options.files} files, each from its start to its end, in turns; {options.rounds} rounds.\n"
-        f"\n{markdown(rows)}"
+        f"{processor()}, {options.cores} cores. `orpo prepare` and `orpo run` of HH-RLHF pairs in at most "
+        f"{options.files} files, each from its start to its end, in turns; {options.rounds} rounds.\n\n{markdown(rows)}"
     )
 
 

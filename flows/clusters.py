@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from orpo_data.mapped import trim
 from orpo_data.parts import PartRun, RunParts, Segment, run_here
 from pipelines.recipe import RunnerConfig
 
@@ -25,7 +26,9 @@ TASK_BYTES = 1 << 28  # of its parts, about
 @task(name="parts", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def run_some(name: str, segment: Segment, runs: Sequence[PartRun], batch_rows: int) -> Sequence[PartRun]:
     """Some parts through one segment of their stage."""
-    return run_here(segment, runs, batch_rows, lambda rows: None)
+    done = run_here(segment, runs, batch_rows, lambda rows: None)
+    trim()  # a worker waits until it is asked again
+    return done
 
 
 def run_as_tasks(
@@ -58,8 +61,11 @@ def part_runner(config: RunnerConfig) -> RunParts:
 def task_runner(config: RunnerConfig) -> TaskRunner[Any]:
     """Prefect's task runner for a flow; without an address a cluster on this machine, for as long as the flow runs."""
     if config.kind == "dask":
+        from dask import config as dask_config
         from prefect_dask.task_runners import DaskTaskRunner
 
+        if config.address is None:  # Dask would have glibc give back every large array at once and map it anew
+            dask_config.get("distributed.nanny.pre-spawn-environ").pop("MALLOC_TRIM_THRESHOLD_", None)
         return DaskTaskRunner(address=config.address)
     if config.kind == "ray":
         from prefect_ray.task_runners import RayTaskRunner
