@@ -1,9 +1,9 @@
 """Where the parts of a stage are worked on: in this process, or as Prefect tasks on a Dask or Ray cluster.
 
-On a cluster every segment of a stage is a task for each part, or for a few of them: a task costs Prefect a third of a
-second of work, however small it is. A worker reads what it needs from the storage that all share, writes there what the
-parts came to, and hands back where that lies. The cluster itself runs the tasks of a lost worker again; what fails for
-another reason would only fail again.
+On a cluster every segment of a stage is a task for each part, or for several small ones: a task costs Prefect a third
+of a second of processor time, however little it does. A worker reads what it needs from the storage that all share,
+writes there what the parts came to, and hands back where that lies. The cluster itself runs the tasks of a lost worker
+again; what fails for another reason would only fail again.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from orpo_data.mapped import trim
 from orpo_data.parts import PartRun, RunParts, Segment, run_here
 from pipelines.recipe import RunnerConfig
 
-TASK_BYTES = 1 << 28  # of its parts, about
+TASK_BYTES = 1 << 28  # that a task reads, about
 
 
 @task(name="parts", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -65,7 +65,7 @@ def task_runner(config: RunnerConfig) -> TaskRunner[Any]:
         from prefect_dask.task_runners import DaskTaskRunner
 
         if config.address is None:  # Dask would have glibc give back every large array at once and map it anew
-            dask_config.get("distributed.nanny.pre-spawn-environ").pop("MALLOC_TRIM_THRESHOLD_", None)
+            dask_config.get("distributed.nanny.pre-spawn-environ", {}).pop("MALLOC_TRIM_THRESHOLD_", None)
         return DaskTaskRunner(address=config.address)
     if config.kind == "ray":
         from prefect_ray.task_runners import RayTaskRunner

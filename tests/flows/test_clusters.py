@@ -17,7 +17,7 @@ from orpo_data.parts import PartRun, ShardPart
 from orpo_data.places import is_local, make_folder, send
 from orpo_data.schema import PAIRS
 from pipelines import prepare
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, RunnerConfig
 
 STAGES = ("ingest/hh-rlhf", "binarize", "clean", "split", "tokenize")
 DIALOGUE = "\n\nHuman: What about case {0}?\n\nAssistant: Case {0} is {1}."
@@ -34,6 +34,19 @@ def test_parts_are_joined_into_tasks_of_about_the_same_size(sizes: list[int]) ->
     assert len(tasks) <= max(1, sum(sizes) / clusters.TASK_BYTES + 0.5)
     for some in tasks:
         assert sum(run.part.size for run in some[:-1]) < 1.5 * clusters.TASK_BYTES  # even the parts before its last
+
+
+@pytest.mark.parametrize(("address", "kept"), [(None, False), ("tcp://host:8786", True)])
+def test_workers_of_our_own_cluster_keep_the_memory_of_large_arrays(
+    address: str | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dask import config as dask_config
+    from prefect_dask import task_runners  # noqa: F401 - loads Dask's defaults
+
+    environ = dask_config.get("distributed.nanny.pre-spawn-environ")
+    monkeypatch.setitem(environ, "MALLOC_TRIM_THRESHOLD_", 65536)
+    clusters.task_runner(RunnerConfig(kind="dask", address=address))
+    assert ("MALLOC_TRIM_THRESHOLD_" in environ) == kept
 
 
 @pytest.fixture(params=["folder", "s3"])

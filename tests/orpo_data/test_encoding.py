@@ -248,11 +248,12 @@ def test_corpus_is_exact_and_seen_by_the_tokenizer_once(tokenizer):
     texts = pa.array(CORPUS)
     assert encoder.encode(texts).to_pylist() == whole(tokenizer, CORPUS)
     distinct = {piece for found in pieces(tokenizer, CORPUS) for piece in found}
-    new = spy.seen[:-1]  # the last is the sample of whole texts
+    new, sample = spy.seen[:-5], spy.seen[-5:]
+    assert sample == [CORPUS[i] for i in (0, 1, 2, 4, 8)]
     assert sum(map(len, new)) <= sum(len(" a") + len(piece) for piece in distinct) < sum(map(len, CORPUS)) / 2
     spy.seen.clear()
     assert encoder.encode(texts).to_pylist() == whole(tokenizer, CORPUS)
-    assert spy.seen == CORPUS[:1]
+    assert spy.seen == [CORPUS[16 - len(CORPUS)]]
 
 
 def test_empty_columns(encoder):
@@ -352,6 +353,17 @@ def test_dropout_gets_whole_texts(gpt2):
     dropping = Tokenizer.from_str(gpt2.to_str())
     dropping.model.dropout = 0.5
     assert cut_pairs(dropping) is None
+
+
+def test_a_sample_of_texts_is_also_encoded_whole(gpt2, monkeypatch):
+    monkeypatch.setattr(encoding, "_CHECKED", 8)
+    texts, seen = [f"text {i} of some" for i in range(36)], []
+    whole = Encoder._encode_whole
+    monkeypatch.setattr(Encoder, "_encode_whole", lambda self, some: seen.extend(some) or whole(self, some))
+    encoder = Encoder(gpt2)
+    for start, end in ((0, 1), (1, 4), (4, 4), (4, 7), (7, 36)):
+        encoder.encode(pa.array(texts[start:end], pa.string()))
+    assert [texts.index(text) for text in seen if text in texts] == [0, 1, 2, 4, 8, 16, 24, 32]
 
 
 def test_a_wrong_cut_is_noticed(gpt2, monkeypatch):
