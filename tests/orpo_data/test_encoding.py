@@ -273,7 +273,8 @@ def test_table_is_begun_anew_when_full(gpt2, monkeypatch):
     for start in range(0, 1000, 50):
         texts = [f"number {i} of many" for i in range(start, start + 50)]
         assert encoder.encode(pa.array(texts)).to_pylist() == whole(gpt2, texts)
-    assert 2 < "".join(spy.seen).count(" of") - 20 < 20  # but for the samples of whole texts
+    pieces = [text for text in spy.seen if not text.startswith("number")]  # without the sample of whole texts
+    assert 2 < "".join(pieces).count(" of") < 20
     assert encoder._table.bytes < 30_000
     assert len(encoder._table.ids) == len(encoder._table.pieces)
 
