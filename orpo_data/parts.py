@@ -6,12 +6,10 @@ needs the whole dataset ties them together: up to there the steps form a segment
 noted; when all notes are judged, each part goes on with its verdicts through the next segment.
 """
 
-import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -202,20 +200,6 @@ class RunParts(Protocol):
         """`progress` is called with numbers of rows read from parts, which add up to all of them."""
 
 
-@contextmanager
-def _only_new_garbage() -> Iterator[None]:
-    """Spare the garbage collector what is there already, most of it imported modules.
-
-    Walking through all of that takes a fifth of a second, in which no thread runs.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@_only_new_garbage()
 def run_here(
     segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
 ) -> Sequence[PartRun]:

@@ -1,11 +1,9 @@
 """Parts and segments: how a chain of steps is cut, how batches are worked on, what happens when one of them fails."""
 
-import gc
 import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,20 +105,6 @@ def test_batches_of_a_part_and_of_two_parts_meet(toys: Any, tmp_path: Path) -> N
     report = toys.run(tmp_path / "out", parts, [Meeting()], batch_rows=2)
     assert report.rows_out == 6
     assert read_table(tmp_path / "out")["value"].to_pylist() == [1, 2, 3, 4, 5, 6]
-
-
-# --- the garbage collector -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("breaks", [None, 70])
-def test_the_garbage_collector_is_spared_what_was_there_before(toys: Any, tmp_path: Path, breaks: int | None) -> None:
-    frozen: list[int] = []
-    part = toys.part("a", tuple(range(99)), breaks=breaks)
-    with nullcontext() if breaks is None else pytest.raises(OrpoError):
-        toys.run(tmp_path / "out", [part], [], batch_rows=3, progress=lambda rows: frozen.append(gc.get_freeze_count()))
-    assert frozen
-    assert all(frozen)
-    assert not gc.get_freeze_count()
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
