@@ -5,10 +5,11 @@ sandbox, within limits, and is compared with what transformers renders. Nothing 
 `fingerprint` covers contents only.
 """
 
+import gc
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,9 +113,10 @@ class Chat:
         logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
         try:
             config = model_of(tokenizer, tokenizer_folder(tokenizer, revision))
-            loaded: Any = AutoTokenizer.from_pretrained(
-                tokenizer, revision=revision, config=config, trust_remote_code=False
-            )
+            with _without_garbage_collection():
+                loaded: Any = AutoTokenizer.from_pretrained(
+                    tokenizer, revision=revision, config=config, trust_remote_code=False
+                )
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OrpoError(f"tokenize.tokenizer: cannot open {tokenizer!r}: {reason}") from None
@@ -312,6 +314,18 @@ class Chat:
             return None
         prompt = self.render_prompt(_PROBE[:1])
         return None if self._backend.encode(prompt, add_special_tokens=False).ids[:1] == [bos] else int(bos)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A vocabulary's many lists, soon gone, set off a full collection: half a second in which no thread works."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _is_token(tokenizer: Any, text: str) -> bool:
