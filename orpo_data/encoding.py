@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from orpo_data.errors import OrpoError
 from orpo_data.pieces import BYTES, cut, cut_pairs
-from orpo_data.steps.tokens import Hashes, Tokens, among
+from orpo_data.steps.tokens import Hashes, Tokens, among, distinct
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
 _TOGETHER = 1_000  # pieces that are shown to the tokenizer as one text
@@ -73,6 +73,8 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pairs = cut_pairs(tokenizer)
+        self._added = tokenizer.get_added_tokens_decoder()
+        self._sizes = np.zeros(0, np.int64)  # bytes of each token, by its id; 0 where it has not been seen
         self._table = _NOTHING
         self._seen = 0  # texts
         self._lock = Lock()
@@ -82,8 +84,8 @@ class Encoder:
         if self._pairs is None:
             return self._encode_whole(texts.to_pylist())
         pieces, rows = cut(texts, self._pairs)
-        distinct = pieces.dictionary_encode()
-        ids = self._look_up(distinct.dictionary).take(distinct.indices)
+        coded = pieces.dictionary_encode()
+        ids = self._look_up(coded.dictionary).take(coded.indices)
         encoded = pa.ListArray.from_arrays(ids.offsets.take(rows), ids.values)
         self._check(texts, encoded)
         return encoded
@@ -136,7 +138,7 @@ class Encoder:
         if not len(pieces):
             return _NOTHING.ids
         ids = self._encode_whole(_joined(pieces)).values.to_numpy()
-        ends, token_ends = np.stack(_bounds(pieces), axis=1).ravel(), np.cumsum(self._token_sizes[ids])
+        ends, token_ends = np.stack(_bounds(pieces), axis=1).ravel(), np.cumsum(self._token_sizes(ids))
         places = np.searchsorted(token_ends, ends)
         if token_ends[-1] != ends[-1] or (token_ends[places] != ends).any():
             return self._encode_whole(pieces.to_pylist())
@@ -152,15 +154,18 @@ class Encoder:
             known[128:] = False
         return known
 
-    @cached_property
-    def _token_sizes(self) -> npt.NDArray[np.int64]:
-        """Bytes of each token, by its id."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        sizes = {place: len(token) for token, place in self._tokenizer.get_vocab(with_added_tokens=False).items()}
-        sizes |= {place: len(token.content.encode()) for place, token in added.items()}
-        found = np.zeros(max(sizes) + 1, np.int64)
-        found[list(sizes)] = list(sizes.values())
-        return found
+    def _token_sizes(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Bytes of each token. Of two threads one may undo what the other learnt, which is then learnt again."""
+        sizes = np.pad(self._sizes, (0, max(0, int(ids.max()) + 1 - len(self._sizes))))
+        new = distinct(ids[sizes[ids] == 0])
+        sizes[new] = [self._token_size(token) for token in new.tolist()]
+        self._sizes = sizes
+        return sizes[ids]
+
+    def _token_size(self, token: int) -> int:
+        if token in self._added:
+            return len(self._added[token].content.encode())
+        return len(self._tokenizer.id_to_token(token) or "")
 
     def _check(self, texts: pa.StringArray, encoded: pa.ListArray) -> None:
         """OrpoError if the ids of a sample are not those of its whole texts."""
