@@ -1,5 +1,6 @@
 """A chat that need not be opened: opening takes seconds, and a stage that is up to date only wants its fingerprint."""
 
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -18,14 +19,24 @@ class UnopenedChat(Chat):
         template = find_template(chat_template) if chat_template else None
         vars(self)["fingerprint"] = tokenizer_fingerprint(tokenizer_folder(tokenizer, revision), template)
 
+    def open(self) -> None:
+        """OrpoError if it cannot be opened; a process opens one only once as long as it opens no other."""
+        with self._opening:
+            if "tokenizer" not in vars(self):
+                vars(self).update(vars(_opened(self.fingerprint, *self._arguments)))
+
     def __getattr__(self, name: str) -> Any:
         """Asked for what is not there, which is everything until it is opened."""
         if name.startswith("__"):
             raise AttributeError(name)
-        with self._opening:
-            if "tokenizer" not in vars(self):
-                vars(self).update(vars(Chat.load(*self._arguments)))
+        self.open()
         return object.__getattribute__(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_arguments": self._arguments, "fingerprint": self.fingerprint}
+
+
+@lru_cache(maxsize=1)
+def _opened(fingerprint: str, tokenizer: str, chat_template: str | None, revision: str | None) -> Chat:
+    """By the contents of its files too, or changed ones would not be noticed."""
+    return Chat.load(tokenizer, chat_template, revision)

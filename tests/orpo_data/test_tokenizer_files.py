@@ -93,6 +93,16 @@ def test_a_chat_is_opened_when_it_is_used_and_pickled_unopened(folder: Path) -> 
     assert again.end_of_turn_id == chat.end_of_turn_id
 
 
+def test_a_process_opens_the_same_tokenizer_once(folder: Path) -> None:
+    first, second = UnopenedChat(str(folder)), UnopenedChat(str(folder))
+    first.open()
+    second.open()
+    assert second.tokenizer is first.tokenizer
+    edit(folder / "tokenizer_config.json", model_max_length=7)
+    changed = UnopenedChat(str(folder))
+    assert changed.tokenizer.model_max_length == 7
+
+
 def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(OrpoError, match=r"tokenizer_config\.json: unreadable"):
