@@ -155,11 +155,12 @@ class Encoder:
         return known
 
     def _token_sizes(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """Bytes of each token. Of two threads one may undo what the other learnt, which is then learnt again."""
-        sizes = np.pad(self._sizes, (0, max(0, int(ids.max()) + 1 - len(self._sizes))))
-        new = distinct(ids[sizes[ids] == 0])
-        sizes[new] = [self._token_size(token) for token in new.tolist()]
-        self._sizes = sizes
+        """Bytes of each token; those that are new are asked for by one thread at a time."""
+        with self._lock:
+            sizes = np.pad(self._sizes, (0, max(0, int(ids.max()) + 1 - len(self._sizes))))
+            new = distinct(ids[sizes[ids] == 0])
+            sizes[new] = [self._token_size(token) for token in new.tolist()]
+            self._sizes = sizes
         return sizes[ids]
 
     def _token_size(self, token: int) -> int:

@@ -74,13 +74,11 @@ def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, pa.Int32Ar
 def _cuts(data: Bytes, start: int, pairs: Pairs) -> npt.NDArray[np.int32]:
     """Before which bytes of a window of `data` it is cut."""
     window = data[start : start + _WINDOW + 1]
-    letters, digits = (window | 32) - np.uint8(ord("a")) < 26, window - np.uint8(ord("0")) < 10
-    cuts = np.flatnonzero((window[1:] == _SPACE) | (letters[:-1] > letters[1:]) | digits[:-1] | digits[1:]) + start + 1
-    before = data[cuts - 1].astype(np.uint16)
-    allowed = pairs[before << 8 | data[cuts]]
-    wide = np.flatnonzero(before >= 128)
-    allowed[wide] &= ~_WIDE_SPACES[data[cuts[wide] - 2].astype(np.uint16) << 8 | before[wide]]
-    found: npt.NDArray[np.int32] = cuts[allowed].astype(np.int32)
+    both = np.ndarray(max(0, len(window) - 1), ">u2", window, strides=(1,))  # each byte with the next one
+    cuts = np.flatnonzero(pairs.take(both, mode="wrap")) + start + 1  # "wrap" spares take a check and a copy
+    wide = np.flatnonzero(data[cuts - 1] >= 128)
+    space = _WIDE_SPACES[data[cuts[wide] - 2].astype(np.uint16) << 8 | data[cuts[wide] - 1]]
+    found: npt.NDArray[np.int32] = np.delete(cuts, wide[space]).astype(np.int32)
     return found
 
 

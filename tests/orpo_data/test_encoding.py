@@ -306,6 +306,27 @@ def test_threads_share_one_encoder(gpt2, monkeypatch):
     assert encoded == [whole(gpt2, batch) for batch in batches]
 
 
+class Hurried(Encoder):
+    """Another thread learns all tokens as soon as this one has looked at what is known, unless it must wait."""
+
+    @property
+    def _sizes(self) -> Any:
+        sizes = vars(self)["sizes"]
+        if not self._lock.locked():
+            everything = [self._token_size(token) for token in range(self._tokenizer.get_vocab_size())]
+            vars(self)["sizes"] = np.array(everything)
+        return sizes
+
+    @_sizes.setter
+    def _sizes(self, sizes: Any) -> None:
+        vars(self)["sizes"] = sizes
+
+
+def test_another_thread_may_learn_tokens_meanwhile(gpt2):
+    texts = [" fern", " grow", ", "]
+    assert Hurried(gpt2)._encode_pieces(pa.array(texts)).to_pylist() == whole(gpt2, texts)
+
+
 # --- tokenizers for which it would not hold --------------------------------------------------------------------------
 
 
