@@ -21,7 +21,9 @@ def map_stream(file: Path) -> pa.Table:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     with _CHANGING:
         _MAPS.add(mapped)
-    return pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
+    table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
+    mapped.madvise(mmap.MADV_DONTNEED)  # the headers of all batches, and what the system read around each
+    return table
 
 
 def let_go() -> None:

@@ -53,6 +53,17 @@ def test_what_was_read_does_not_stay_in_memory(file: Path) -> None:
     assert table["n"][-1].as_py() == 999_999
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_is_opened_without_staying_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "batches.arrow"
+    with pa.ipc.new_stream(str(file), TABLE.schema) as stream:
+        stream.write_table(TABLE, max_chunksize=1_000)
+    before = resident("RssFile")
+    table = map_stream(file)
+    assert resident("RssFile") - before < 1_000  # of 8 MB, on every page of which a batch begins nearby
+    assert table.equals(TABLE)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give back by themselves, or not at all")
 def test_what_was_freed_does_not_stay_in_memory() -> None:
     blocks = [bytes(2_000) for _ in range(50_000)]
