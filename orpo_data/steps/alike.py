@@ -16,7 +16,8 @@ from orpo_data.steps.minhash import LEAST_PART
 from orpo_data.steps.tokens import Hashes, distinct
 
 AT_ONCE = 1 << 20  # shingles compared at once
-ROWS_MAPPED = 500  # whose shingles are looked up before their pages are given back: a look maps 64 KB around it
+ROWS_MAPPED = 500  # that are looked up before their pages are given back: a look maps 64 KB around it
+CHUNKS_MAPPED = 16  # that are gone through before
 HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 Rows = NDArray[np.int64]
@@ -65,8 +66,16 @@ class Sketches:
             yield from np.ascontiguousarray(found.T)
         else:
             for number in range(self.bands):
-                yield np.concatenate([chunk.bands[:, number] for chunk in self._chunks])[rows]
+                yield self._band(number)[rows]
+
+    def _band(self, number: int) -> NDArray[np.uint32]:
+        """One band of all rows, which lies between the others: to read it is to map them all."""
+        found = []
+        for place, chunk in enumerate(self._chunks, start=1):
+            found.append(chunk.bands[:, number].copy())
+            if place % CHUNKS_MAPPED == 0 or place == len(self._chunks):
                 let_go()
+        return np.concatenate(found)
 
     def buckets(self, rows: Rows) -> Iterator["Buckets"]:
         """Band after band the places in `rows` of those that share it with others."""
@@ -104,11 +113,8 @@ class Sketches:
 
     def _keys(self, rows: Rows) -> Hashes:
         """Every shingle of `rows` as one number: its place in `rows` and its part above the 32 bits of its hash."""
-        found, mapped = [NO_PAIRS], 0
+        found = [NO_PAIRS]
         for chunk, places, within in self._by_chunk(rows):
-            if (mapped := mapped + len(places)) > ROWS_MAPPED:
-                let_go()
-                mapped = len(places)
             sizes = self.sizes[rows[places]]
             lengths = sizes.sum(1, dtype=np.int64)
             begins = chunk.ends[within] - np.cumsum(lengths) + lengths
@@ -118,11 +124,18 @@ class Sketches:
         return np.concatenate(found)
 
     def _by_chunk(self, rows: Rows) -> Iterator[tuple["_Chunk", Rows, Rows]]:
-        """Each chunk that has some of the rows, with their places in `rows` and in the chunk."""
+        """Each chunk that has some of the rows, with their places in `rows` and in the chunk.
+
+        What is kept of a chunk must be a copy.
+        """
+        mapped = 0
         order = np.argsort(rows, kind="stable")
         chunks = np.searchsorted(self._starts, rows[order], "right") - 1
         for places in np.split(order, np.flatnonzero(np.diff(chunks)) + 1) if len(rows) else []:
             number = int(np.searchsorted(self._starts, rows[places[0]], "right")) - 1
+            if (mapped := mapped + len(places)) > ROWS_MAPPED:
+                let_go()
+                mapped = len(places)
             yield self._chunks[number], places, rows[places] - self._starts[number]
 
 

@@ -1,15 +1,20 @@
 """What is alike is found, whatever its order and however it is cut into parts: checked against all pairs."""
 
+import sys
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from orpo_data.mapped import let_go, map_stream
+from orpo_data.steps import alike as module
 from orpo_data.steps.alike import Sketches, across, best_first, chains
 from orpo_data.steps.minhash import LEAST_PART, sketches
 from orpo_data.steps.near import shingles, word_tokens
@@ -140,3 +145,33 @@ def test_a_long_chain_needs_no_luck() -> None:
     found = best_first(sketched(texts, 0.8), np.arange(len(texts)))
     assert found.first.tolist() == list(range(1, len(texts), 2))
     assert set(chains(sketched(texts, 0.8), np.arange(len(texts))).tolist()) == {0}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks how much of a file is resident")
+@pytest.mark.parametrize("every", [1, 5])
+def test_sketches_in_a_file_are_read_a_few_chunks_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    rows, bands = 100_000, 64  # 26 MB of bands
+    table = pa.table(
+        {
+            "shingles": pa.array([[]] * rows, pa.list_(pa.uint32())),
+            "bands": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(rows * bands, dtype=np.uint32)), bands),
+            "sizes": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows, np.uint32)), 1),
+        }
+    )
+    with pa.ipc.new_stream(str(tmp_path / "notes.arrow"), table.schema) as stream:
+        stream.write_table(table, max_chunksize=1_000)
+    resident = []
+
+    def looked() -> None:
+        resident.append(psutil.Process().memory_info().shared)
+        let_go()
+
+    sketches = Sketches(map_stream(tmp_path / "notes.arrow"), 0.7)
+    looked()
+    monkeypatch.setattr(module, "let_go", looked)
+    for number, band in enumerate(sketches.each_band(np.arange(0, rows, every))):
+        assert band.tolist() == list(range(number, rows * bands, bands * every))
+        looked()
+    assert max(resident) - resident[0] < 8_000_000
