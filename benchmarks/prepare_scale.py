@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Finished, orpo, use_cores
+from benchmarks.child import Finished, ask, orpo, use_cores
 from benchmarks.data import DEFAULT_DATA
 from benchmarks.raw import STEPS, raw_folder, write_recipe
 from benchmarks.table import MIB, WORK, markdown, processor
@@ -30,23 +30,28 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(pairs: int, tokenizer: Path, options: argparse.Namespace) -> Finished:
+def prepare(pairs: int, tokenizer: Path, options: argparse.Namespace) -> tuple[Finished, Finished]:
+    """As a command, whose memory is watched, and again without its imports, for how busy tokenize keeps the cores."""
     raw = raw_folder("hh-rlhf", options.data, pairs, options.work, files=max(1, pairs // 10_000), words=True)
     folder = options.work / f"scale-{pairs}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recipe = write_recipe(folder / "recipe.yaml", "hh-rlhf", raw, tokenizer, options.max_length, options.steps)
-    found = orpo("prepare", str(recipe), "-o", str(folder / "out"), "--json", watch_memory=True)
+    command = orpo("prepare", str(recipe), "-o", str(folder / "out"), "--json", watch_memory=True)
     shutil.rmtree(folder / "out")
-    return found
+    places = {"recipe": str(recipe), "tokenizer": str(tokenizer), "output": str(folder / "out")}
+    stages = ask("benchmarks.prepare_ours", places)
+    shutil.rmtree(folder / "out")
+    return command, stages
 
 
-def table_rows(found: dict[int, Finished], linear_from: int) -> list[dict[str, str]]:
-    least = found[min(found)]
-    base = found.get(linear_from, least)
+def table_rows(found: dict[int, tuple[Finished, Finished]], linear_from: int) -> list[dict[str, str]]:
+    least, _ = found[min(found)]
+    base, _ = found.get(linear_from, found[min(found)])
     base_pairs = linear_from if linear_from in found else min(found)
     rows = []
-    for pairs, one in found.items():
+    for pairs, (one, stages) in found.items():
+        tokenize = stages.answer["stages"]["tokenize"]
         reports: list[dict[str, Any]] = json.loads(one.output)
         rows.append(
             {
@@ -59,6 +64,7 @@ def table_rows(found: dict[int, Finished], linear_from: int) -> list[dict[str, s
                 "peak MiB": f"{one.peak / MIB:.0f}",
                 "without mapped files": f"{one.peak_private / MIB:.0f}",
                 "of the least": f"{one.peak / least.peak:.2f}",
+                "tokenize: CPU time / wall time": f"{tokenize['cpu_seconds'] / tokenize['seconds']:.2f}",
                 "seconds of stages": ", ".join(f"{report['stage']} {report['seconds']:.1f}" for report in reports),
             }
         )
@@ -74,7 +80,8 @@ def main() -> None:
     found = {pairs: prepare(pairs, tokenizer, options) for pairs in sorted(options.pairs)}
     print(
         f"{processor()}, {options.cores} cores. `orpo prepare` from its start to its end, steps: {options.steps}; "
-        f"memory is resident, of all its processes together.\n\n{markdown(table_rows(found, options.linear_from))}"
+        "memory is resident, of all its processes together. CPU time by wall time of tokenize: without imports.\n\n"
+        f"{markdown(table_rows(found, options.linear_from))}"
     )
 
 

@@ -1,21 +1,15 @@
 """How many rows are worked on at a time.
 
-Large batches leave Python, which one core at a time can run, a small share of the work; many batches keep all cores
-busy to the end; and several of them have to fit into memory.
+Larger batches leave Python, which one core at a time can run, a smaller share of the work; smaller ones keep all cores
+busy to the end, stay nearer to the processor, and several of them have to fit into memory.
 """
 
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-FEWEST_ROWS, MOST_ROWS = 4_000, 8_000
-BATCHES = 12  # of a dataset between them
+BATCH_ROWS = 4_000
 BATCH_BYTES = 1 << 25  # about; every core holds one or two batches, and several forms of each
-
-
-def batch_rows(total: int) -> int:
-    """Of a dataset of so many rows; 0 where that is not known."""
-    return min(max(total // BATCHES, FEWEST_ROWS), MOST_ROWS)
 
 
 def batches_of(table: pa.Table, rows: int) -> Iterator[pa.Table]:

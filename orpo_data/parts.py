@@ -39,10 +39,6 @@ class Part(Protocol):
     def split(self) -> str | None: ...
 
     @property
-    def rows(self) -> int:
-        """How many; 0 where that is not known before they are read."""
-
-    @property
     def size(self) -> int:
         """Bytes of what is read."""
 
@@ -64,10 +60,6 @@ class ShardPart:
     @property
     def split(self) -> str | None:
         return self.shard.split
-
-    @property
-    def rows(self) -> int:
-        return self.shard.rows
 
     @property
     def size(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_data import provenance
-from orpo_data.batches import batch_rows as rows_of_a_batch
+from orpo_data.batches import BATCH_ROWS
 from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
 from orpo_data.folders import refuse_foreign_folder
@@ -60,7 +60,7 @@ def run_stage(
     seed: int | None = None,
     recipe: dict[str, Any] | None = None,
     job: str = "orpo",
-    batch_rows: int | None = None,
+    batch_rows: int = BATCH_ROWS,
     progress: Callable[[int], None] = lambda rows: None,
     review: Review | None = None,
     run_parts: RunParts = run_here,
@@ -88,7 +88,6 @@ def run_stage(
     with writes as writer, Recorder(job, stage, writer.folder, output) as recorder:
         recorder.start(inputs)
         writer.declare_splits(splits)
-        batch_rows = batch_rows or rows_of_a_batch(sum(part.rows for branch in branches for part in branch.parts))
         runner = BranchRunner(stage, writer, Earlier(output), notes, batch_rows, _adding_up(progress), run_parts)
         finished = [runner.run(number, branch) for number, branch in enumerate(branches)]
         parts = [part for branch_parts, _ in finished for part in branch_parts]

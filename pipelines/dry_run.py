@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orpo_data.batches import batch_rows
+from orpo_data.batches import BATCH_ROWS
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
@@ -92,7 +92,7 @@ def measure_lengths(inputs: Path, recipe: Recipe, progress: Progress = quiet) ->
     variants = list(_variants(truncate))
     report = LengthReport(outcomes=[Outcome(step.max_length, step.max_prompt_length) for step in variants])
     report.lengths = {name: Counter() for name in ("prompt", "chosen", "rejected", "longer sequence")}
-    for _, table in iter_tables(inputs, manifest, batch_rows(manifest.rows)):
+    for _, table in iter_tables(inputs, manifest, BATCH_ROWS):
         report.rows += len(table)
         for step in render_and_encode:
             output = step.apply(table)

@@ -155,7 +155,6 @@ class RawPart:
     file: RawFile
     digest: str
     split: None = None
-    rows: int = 0
 
     @property
     def fingerprint(self) -> str:

@@ -157,7 +157,6 @@ class TablePart:
     table: pa.Table
     fingerprint: str = "table"
     split: str | None = None
-    rows: int = 0
     size: int = 0
 
     def read(self, batch_rows: int) -> Iterator[pa.Table]:

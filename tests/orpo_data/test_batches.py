@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_data import batches
-from orpo_data.batches import batch_rows, batches_of, regrouped
+from orpo_data.batches import batches_of, regrouped
 
 TEXTS = st.lists(st.text("ab", max_size=12), max_size=40)
 
@@ -42,8 +42,3 @@ def test_full_batches_do_not_wait_for_the_next_table():
 
     assert len(next(regrouped(tables(), 5))) == 5
     assert asked == [3, 2]
-
-
-@pytest.mark.parametrize(("total", "rows"), [(0, 4_000), (60_000, 5_000), (1_000_000, 8_000)])
-def test_large_datasets_have_large_batches(total, rows):
-    assert batch_rows(total) == rows
