@@ -21,7 +21,7 @@ from orpo_data.pieces import BYTES, cut, cut_pairs
 from orpo_data.steps.tokens import Hashes, Tokens, among, distinct
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
-_TOGETHER = 1_000  # pieces that are shown to the tokenizer as one text
+_TOGETHER = 200  # pieces that are shown to the tokenizer as one text: of longer ones each piece costs it more
 _CHECKED = 4096  # one text in so many is also encoded whole, and the 1st, 2nd, 4th, 8th and so on before
 
 _FILLER = " a"  # stands before each of them, because before a space and behind a letter a text may be cut
