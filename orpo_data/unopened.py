@@ -19,17 +19,13 @@ class UnopenedChat(Chat):
         template = find_template(chat_template) if chat_template else None
         vars(self)["fingerprint"] = tokenizer_fingerprint(tokenizer_folder(tokenizer, revision), template)
 
-    def open(self) -> None:
-        """OrpoError if it cannot be opened; a process opens one only once as long as it opens no other."""
-        with self._opening:
-            if "tokenizer" not in vars(self):
-                vars(self).update(vars(_opened(self.fingerprint, *self._arguments)))
-
     def __getattr__(self, name: str) -> Any:
         """Asked for what is not there, which is everything until it is opened."""
         if name.startswith("__"):
             raise AttributeError(name)
-        self.open()
+        with self._opening:
+            if "tokenizer" not in vars(self):
+                vars(self).update(vars(_opened(self.fingerprint, *self._arguments)))
         return object.__getattribute__(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -38,5 +34,5 @@ class UnopenedChat(Chat):
 
 @lru_cache(maxsize=1)
 def _opened(fingerprint: str, tokenizer: str, chat_template: str | None, revision: str | None) -> Chat:
-    """By the contents of its files too, or changed ones would not be noticed."""
+    """The last one stays, for the next task of a worker; by its files' contents too, or changes would go unnoticed."""
     return Chat.load(tokenizer, chat_template, revision)

@@ -100,7 +100,7 @@ def measure(folder: Path, manifest: Manifest) -> Measures:
     parts: dict[str, list[Numbers]] = {}
     sources = [found.sources]
     for shard in manifest.shards:
-        frame = pl.from_arrow(open_shard(folder / shard.path, shard.sha256), rechunk=False)
+        frame = pl.from_arrow(open_shard(folder / shard.path, shard.sha256))
         assert isinstance(frame, pl.DataFrame)
         for name, values in _numbers(frame, found.kind).items():
             parts.setdefault(name, []).append(values)

@@ -59,7 +59,7 @@ class Rows:
             shard = bisect_right(starts, place) - 1
             row = self.tables[shard].slice(place - starts[shard], 1).to_pylist()[0]
             found.append(row | {"split": self.splits[shard]})
-            let_go()  # of all that was looked at to find these places, too
+        let_go()  # of all that was looked at to find these places, too
         return found
 
 

@@ -95,8 +95,6 @@ def test_a_chat_is_opened_when_it_is_used_and_pickled_unopened(folder: Path) -> 
 
 def test_a_process_opens_the_same_tokenizer_once(folder: Path) -> None:
     first, second = UnopenedChat(str(folder)), UnopenedChat(str(folder))
-    first.open()
-    second.open()
     assert second.tokenizer is first.tokenizer
     edit(folder / "tokenizer_config.json", model_max_length=7)
     changed = UnopenedChat(str(folder))
