@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -97,6 +98,7 @@ class Chat:
         self._encoder = Encoder(self._backend)
         self._renderer = Renderer(template, tokenizer.special_tokens_map)
         self._layouts: dict[tuple[Roles, Roles, int], Layout | None] = {}
+        self._finding = Lock()
         self._try_out()
         self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
         header = self._probe_header()
@@ -185,14 +187,12 @@ class Chat:
     def layout(self, prompt: Roles, answer: Roles) -> Layout | None:
         """What the template writes for these roles, where that does not depend on what the messages say."""
         second = int(time.time()) if self.tells_the_time else 0  # such a layout holds for a second
-        try:
+        with self._finding:  # threads meet the same roles at the same time, and to find a layout takes long
+            if (prompt, answer, second) not in self._layouts:
+                if len(self._layouts) >= _MOST_LAYOUTS:
+                    self._layouts.clear()
+                self._layouts[prompt, answer, second] = self._find_layout(prompt, answer)
             return self._layouts[prompt, answer, second]
-        except KeyError:
-            layout = self._find_layout(prompt, answer)
-        if len(self._layouts) >= _MOST_LAYOUTS:
-            self._layouts.clear()
-        self._layouts[prompt, answer, second] = layout
-        return layout
 
     def _find_layout(self, prompt: Roles, answer: Roles) -> Layout | None:
         """A layout that has been compared with what transformers renders."""

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +27,8 @@ from orpo_data.places import file_sha256, make_folder
 from orpo_data.shards import open_shard, read_shard
 from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
 from orpo_data.writing import ShardWriter, StreamFile, WrittenShard, canonical
+
+_TOKENIZERS_POOL = "TOKENIZERS_PARALLELISM"
 
 
 class Part(Protocol):
@@ -203,7 +206,7 @@ def run_here(
 
     batches = ((run, *batch) for run in runs for batch in run.batches(segment, batch_rows))
     left = list(runs)
-    with ThreadPoolExecutor(workers) as pool:
+    with _tokenizing_in_own_threads(), ThreadPoolExecutor(workers) as pool:
         finished = _in_order(pool, workers + 1, work, batches)
         for run, results in groupby(finished, key=lambda item: item[0][0]):
             with _Sink(segment, run) as sink:
@@ -216,6 +219,22 @@ def run_here(
         with _Sink(segment, run):
             pass
     return runs
+
+
+@contextmanager
+def _tokenizing_in_own_threads() -> Iterator[None]:
+    """Have the package tokenizers work in the thread that calls it, unless the user said otherwise.
+
+    Its own pool of threads is for who calls it from one: several would wait for that pool, with cores idle.
+    """
+    if _TOKENIZERS_POOL in os.environ:
+        yield
+        return
+    os.environ[_TOKENIZERS_POOL] = "false"  # it looks there at every call
+    try:
+        yield
+    finally:
+        os.environ.pop(_TOKENIZERS_POOL, None)
 
 
 Batch = tuple[PartRun, pa.Table, pa.Table | None]

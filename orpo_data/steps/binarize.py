@@ -48,7 +48,7 @@ class Binarize(Step):
     """
 
     name: ClassVar[str] = "binarize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     strategy: Literal[
         "mean-rating",

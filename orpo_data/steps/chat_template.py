@@ -41,7 +41,7 @@ class ChatTemplate(Step):
     """
 
     name: ClassVar[str] = "chat_template"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     chat: ChatField = Field(description="Tokenizer and template.")
     control_text: ControlText = Field(default="drop", description="What becomes of text that would be control.")
@@ -61,7 +61,8 @@ class ChatTemplate(Step):
             written[:] = False
         rendered: dict[int, dict[str, str]] = {}
         others = [row for row in np.flatnonzero(~written).tolist() if row not in failed]
-        for row, messages in zip(others, _take(table, others), strict=True):
+        talks = table.select(SIDES).take(pa.array(others, pa.int64())).to_pylist() if others else []
+        for row, messages in zip(others, talks, strict=True):
             try:
                 rendered[row] = self._render(messages)
             except jinja2.TemplateError as error:
@@ -96,7 +97,7 @@ class ChatTemplate(Step):
 
     def _is_rendered(self, table: pa.Table, texts: dict[str, str], row: int) -> bool:
         """Whether transformers writes these texts too."""
-        (messages,) = _take(table, [row])
+        (messages,) = table.select(SIDES).slice(row, 1).to_pylist()
         return self._render(messages, reference=True) == texts
 
     def _render(self, row: dict[str, Any], *, reference: bool = False) -> dict[str, str]:
@@ -108,11 +109,6 @@ class ChatTemplate(Step):
                 asked = row["prompt"], texts["prompt_text"], row[side]
                 texts[f"{side}_text"] = self.chat.render_answer(*asked, reference=reference)
         return texts
-
-
-def _take(table: pa.Table, rows: list[int]) -> list[dict[str, Any]]:
-    """The messages of some rows."""
-    return table.select(SIDES).take(pa.array(rows, pa.int64())).to_pylist() if rows else []
 
 
 def _texts_of(texts: Texts, row: int) -> dict[str, str]:

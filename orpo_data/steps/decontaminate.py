@@ -101,7 +101,7 @@ class Decontaminate(OverlapRules, Step):
     """Drops pairs that overlap with an evaluation set, or stem from a subset that is one."""
 
     name: ClassVar[str] = "decontaminate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     sets: list[SetField] = Field(default=[], description="What the pairs are compared with.")
 

@@ -51,7 +51,7 @@ class Dedup(GlobalStep):
     """Keeps one row of each cluster of duplicates, and settles contradictions."""
 
     name: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     on: Literal["pair", "prompt"] = Field(
         default="pair", description="What must be alike: prompt, chosen and rejected, or the prompt alone."

@@ -20,7 +20,7 @@ class Sample(Step):
     """Keeps each row with probability `share`, drawn from (seed, row id)."""
 
     name: ClassVar[str] = "sample"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     share: float = Field(gt=0, le=1, description="Share of the rows that is kept.")
     seed: int = Field(default=42, description="Seed of the draws.")
@@ -34,7 +34,7 @@ class Take(GlobalStep):
     """Keeps exactly `count` rows, those with the smallest draws: more rows to choose from displace only some."""
 
     name: ClassVar[str] = "sample"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     count: int = Field(ge=1, description="Number of rows that are kept.")
     seed: int = Field(default=42, description="Seed of the draws.")

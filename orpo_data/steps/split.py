@@ -62,7 +62,7 @@ class Split(GlobalStep):
     """
 
     name: ClassVar[str] = "split"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     eval_fraction: float = Field(default=0.02, ge=0, lt=1, description="Share of the openings that is held out.")
     eval_fractions: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(

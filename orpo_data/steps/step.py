@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import orjson
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
@@ -85,16 +85,21 @@ AnyStep = Step | GlobalStep
 def dropped_rows(step: str, rows: pa.Table, reasons: pa.Array, details: pa.Array) -> pa.Table:
     """`rows` as DROPPED rows of `step`: `reasons` and `details` run parallel to them."""
     names = rows.schema.names
-    texts = rows["record"] if "record" in names else [orjson.dumps(row).decode() for row in rows.to_pylist()]
     columns = {
         "id": rows["id"] if "id" in names else pa.nulls(len(rows), pa.string()),
         "step": pa.repeat(step, len(rows)),
         "reason": reasons,
         "detail": details,
         **{name: rows[name] for name in ("source", "source_file", "source_row")},
-        "row": texts,
+        "row": rows["record"] if "record" in names else _as_json(rows),
     }
     return pa.table(columns, schema=DROPPED)
+
+
+def _as_json(rows: pa.Table) -> pa.StringArray:
+    """Each row as a JSON object: in columns, since to make Python's objects of many token ids takes long."""
+    texts = pl.DataFrame(rows).select(pl.struct(pl.all()).struct.json_encode()).to_series()
+    return texts.to_arrow().cast(pa.string())
 
 
 def divide(step: str, table: pa.Table, reasons: pa.Array, details: pa.Array) -> tuple[pa.Table, pa.Table]:

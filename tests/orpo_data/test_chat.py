@@ -4,7 +4,9 @@ import gc
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer
 
 from orpo_data.chat import Chat, find_template
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.layout import Layout
 
 Messages = list[dict[str, str]]
 
@@ -46,6 +49,25 @@ def test_the_tokenizers_own_template(chat_tokenizer_dir: Path) -> None:
     assert chat.tokenizer.decode(prompt) == text
     assert chat.tokenizer.decode(response) == "Twice.<|im_end|>"
     assert chat.end_of_turn_id == chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_threads_that_meet_the_same_roles_find_their_layout_once(
+    chat_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat.load(str(chat_tokenizer_dir))
+    found, find = [], chat._find_layout
+
+    def slowly(*roles: tuple[str, ...]) -> Layout | None:
+        found.append(roles)
+        time.sleep(0.05)
+        return find(*roles)
+
+    monkeypatch.setattr(chat, "_find_layout", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        layouts = list(pool.map(chat.layout, [("user",)] * 4, [("assistant",)] * 4))
+    assert found == [(("user",), ("assistant",))]
+    assert layouts[0]
+    assert all(layout is layouts[0] for layout in layouts)
 
 
 def test_a_tokenizer_without_template_and_with_one_token_for_start_and_end(plain_tokenizer_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """Parts and segments: how a chain of steps is cut, how batches are worked on, what happens when one of them fails."""
 
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -105,6 +106,37 @@ def test_batches_of_a_part_and_of_two_parts_meet(toys: Any, tmp_path: Path) -> N
     report = toys.run(tmp_path / "out", parts, [Meeting()], batch_rows=2)
     assert report.rows_out == 6
     assert read_table(tmp_path / "out")["value"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
+class Pools(Step):
+    """Sees whether `tokenizers` would use threads of its own."""
+
+    name: ClassVar[str] = "pools"
+    version: ClassVar[int] = 1
+    SEEN: ClassVar[list[str | None]] = []
+
+    def apply(self, table: pa.Table) -> StepOutput:
+        self.SEEN.append(os.environ.get("TOKENIZERS_PARALLELISM"))
+        if 9 in table["value"].to_pylist():
+            raise OSError("no space left")
+        return StepOutput(table, _none_dropped(table))
+
+
+@pytest.mark.parametrize(("said", "seen"), [(None, "false"), ("true", "true"), ("false", "false")])
+def test_tokenizers_works_in_the_threads_of_the_batches(
+    toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, seen: str
+) -> None:
+    """Unless the user said otherwise; what else the process does is as before, also when a batch fails."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if said:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", said)
+    Pools.SEEN.clear()
+    toys.run(tmp_path / "out", [toys.part("a", (1, 2, 3))], [Pools()], batch_rows=1)
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == said
+    with pytest.raises(OSError, match="no space left"):
+        toys.run(tmp_path / "failed", [toys.part("a", (8, 9))], [Pools()], batch_rows=1)
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == said
+    assert set(Pools.SEEN) == {seen}
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
