@@ -1,6 +1,8 @@
 """A split read shard by shard: every row once, whatever the number of ranks and of loader workers."""
 
+import multiprocessing
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,17 @@ def test_ranks_and_workers_share_without_overlap_or_loss(dataset: Path, ranks: i
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 3), (2, 2), (7, 2)])
 def test_the_processes_of_a_loader(dataset: Path, ranks: int, workers: int) -> None:
+    """In a process of its own, as loaders fork: what is forked from one in which a Prefect flow ran exits with 1."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        assert process.submit(loaded, dataset, ranks, workers).result() == rows_of([orpo_data.load(dataset)])
+
+
+def loaded(dataset: Path, ranks: int, workers: int) -> Counter[str]:
+    """The rows that the workers of all ranks' loaders read."""
     from torch.utils.data import DataLoader
 
-    whole = orpo_data.stream(dataset)
-    loaders = [
-        DataLoader(split_dataset_by_node(whole, r, ranks), batch_size=None, num_workers=workers) for r in range(ranks)
-    ]
-    assert rows_of(loaders) == rows_of([orpo_data.load(dataset)])
+    parts = [split_dataset_by_node(orpo_data.stream(dataset), rank, ranks) for rank in range(ranks)]
+    return rows_of([DataLoader(part, batch_size=None, num_workers=workers) for part in parts])
 
 
 def test_a_rank_fetches_its_own_shards_alone(numbers: Any, memory: Path, small_shards: None) -> None:
