@@ -38,7 +38,7 @@ from orpo_data.steps.minhash import sketches
 from orpo_data.steps.near import key_hashes, word_tokens
 from orpo_data.steps.notes import Rows, all_notes, first_equal, frame_of, values
 from orpo_data.steps.rules.content import Refusal
-from orpo_data.steps.rules.rule import pair_texts, text
+from orpo_data.steps.rules.rule import pair_texts, quotient, text
 from orpo_data.steps.step import GlobalStep, Judgement, StepOutput
 from orpo_data.steps.tokens import Hashes
 
@@ -63,7 +63,7 @@ class LabelNoise(GlobalStep):
     """Scores every pair by signals within it and among pairs on the same prompt; drops nothing."""
 
     name: ClassVar[str] = "label_noise"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     weights: Weights = Weights()
     near: float | None = Field(
@@ -139,7 +139,7 @@ def _measured(pairs: pl.DataFrame) -> dict[str, pa.Array]:
     found = pairs.select(
         margin=pl.when(margin.is_finite()).then(margin),
         refusal=(refusal.measure("chosen") & ~refusal.measure("rejected")).cast(pl.Float64),
-        ratio=(lengths["chosen"] / lengths["rejected"]).fill_nan(1.0),
+        ratio=quotient(lengths["chosen"], lengths["rejected"]).fill_nan(1.0),
     )
     columns = {name: arrow(found[name], pa.float64()) for name in found.columns}
     chosen, words = hashes_and_words(pairs["chosen_text"])

@@ -12,7 +12,7 @@ from orpo_data.schema import SIDES
 from orpo_data.steps import personal_data
 from orpo_data.steps.rules import phrases
 from orpo_data.steps.rules.language import NO_LANGUAGE, identify, known_languages
-from orpo_data.steps.rules.rule import Measured, Rule, only_where, text
+from orpo_data.steps.rules.rule import Measured, Rule, only_where, quotient, text
 
 ROLE_LABEL = r"(?mi)^[ \t>*#]*(?:human|hum|assistant|user|ai)[ \t*]*:"
 OPENING = 300  # characters: who refuses does so at once; later on, "I can't help" belongs to a story
@@ -86,7 +86,7 @@ class LengthRatio(Measured):
 
     def measure(self, side: str) -> pl.Expr:
         other = "rejected" if side == "chosen" else "chosen"
-        return text(side).str.len_chars() / text(other).str.len_chars()
+        return quotient(text(side).str.len_chars(), text(other).str.len_chars())
 
     def fails(self, measured: pl.Expr) -> pl.Expr:
         return measured > self.at_most
@@ -113,7 +113,7 @@ class Repetition(Measured):
     def measure(self, side: str) -> pl.Expr:
         words = text(side).str.to_lowercase().str.extract_all(r"\w+")
         ngrams = words.list.eval(pl.concat_str(self._run(pl.element()), separator=" ").drop_nulls())
-        share = 1 - ngrams.list.n_unique() / ngrams.list.len()
+        share = 1 - quotient(ngrams.list.n_unique(), ngrams.list.len())
         hashes = words.list.eval(pl.element().hash())
         runs = hashes.list.eval(reduce(lambda run, word: 31 * run + word, self._run(pl.element())))
         return only_where(self._suspect(pl.col("runs")), share, [text(side), runs.alias("runs")], pl.Float64())
@@ -125,7 +125,7 @@ class Repetition(Measured):
     def _suspect(self, runs: pl.Expr) -> pl.Expr:
         """Whether there are enough words, and few enough hashes of n-grams: equal n-grams have equal hashes."""
         incomplete = self.ngram - 1  # those at the end are null
-        share = 1 - (runs.list.n_unique() - min(incomplete, 1)) / (runs.list.len() - incomplete)
+        share = 1 - quotient(runs.list.n_unique() - min(incomplete, 1), runs.list.len() - incomplete)
         return (runs.list.len() >= max(self.words_at_least, self.ngram)) & (share > self.at_most)
 
     def fails(self, measured: pl.Expr) -> pl.Expr:

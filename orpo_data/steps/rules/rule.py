@@ -101,6 +101,12 @@ def text(side: str) -> pl.Expr:
     return pl.col(f"{side}_text")
 
 
+def quotient(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
+    """`part / whole` row by row. In an expression polars multiplies by the inverse of a column that holds one value
+    only, whose last digit may be another: the same row would come to something else in another batch."""
+    return pl.map_batches([part, whole], lambda columns: columns[0] / columns[1], pl.Float64(), is_elementwise=True)
+
+
 def only_where(suspect: pl.Expr, measured: pl.Expr, inputs: Sequence[pl.Expr], dtype: pl.DataType) -> pl.Expr:
     """`measured` where `suspect` holds, both of them expressions over the columns `inputs`; null elsewhere.
 
