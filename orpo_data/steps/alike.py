@@ -4,7 +4,10 @@ The sketches stay where they are, e.g. in memory-mapped files; what is worked on
 on the order of the rows, save on that by which the caller ranks them.
 """
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -15,7 +18,7 @@ from orpo_data.mapped import let_go
 from orpo_data.steps.minhash import LEAST_PART
 from orpo_data.steps.tokens import Hashes, distinct
 
-AT_ONCE = 1 << 20  # shingles compared at once
+AT_ONCE = 1 << 19  # shingles that a thread compares at once
 ROWS_MAPPED = 500  # that are looked up before their pages are given back: a look maps 64 KB around it
 CHUNKS_MAPPED = 16  # that are gone through before
 HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -89,9 +92,13 @@ class Sketches:
         first, second = first[near], second[near]
         found = np.zeros(len(first))
         work = np.cumsum(self.sizes[rows[first]].sum(1) + self.sizes[rows[second]].sum(1), dtype=np.int64) // AT_ONCE
-        for pairs in np.split(np.arange(len(first)), np.flatnonzero(np.diff(work)) + 1):
+
+        def compare(pairs: Rows) -> None:
             found[pairs] = self.similarity(rows[first[pairs]], rows[second[pairs]])
             let_go()
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # sorting, which most of the time goes to, needs no lock
+            deque(pool.map(compare, np.split(np.arange(len(first)), np.flatnonzero(np.diff(work)) + 1)), maxlen=0)
         enough = found >= self.threshold
         return Alike(first[enough], second[enough], found[enough])
 
