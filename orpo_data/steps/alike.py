@@ -5,7 +5,6 @@ on the order of the rows, save on that by which the caller ranks them.
 """
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
@@ -19,6 +18,7 @@ from orpo_data.steps.minhash import LEAST_PART
 from orpo_data.steps.tokens import Hashes, distinct
 
 AT_ONCE = 1 << 19  # shingles that a thread compares at once
+THREADS = 8  # at most: each takes 40 MB
 ROWS_MAPPED = 500  # that are looked up before their pages are given back: a look maps 64 KB around it
 CHUNKS_MAPPED = 16  # that are gone through before
 HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -90,17 +90,15 @@ class Sketches:
         """Those of the pairs (first[i], second[i]), places in `rows`, that are similar enough."""
         near = self._could_be(rows[first], rows[second])
         first, second = first[near], second[near]
-        found = np.zeros(len(first))
         work = np.cumsum(self.sizes[rows[first]].sum(1) + self.sizes[rows[second]].sum(1), dtype=np.int64) // AT_ONCE
-
-        def compare(pairs: Rows) -> None:
-            found[pairs] = self.similarity(rows[first[pairs]], rows[second[pairs]])
-            let_go()
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # sorting, which most of the time goes to, needs no lock
-            deque(pool.map(compare, np.split(np.arange(len(first)), np.flatnonzero(np.diff(work)) + 1)), maxlen=0)
-        enough = found >= self.threshold
-        return Alike(first[enough], second[enough], found[enough])
+        cuts, found = np.flatnonzero(np.diff(work)) + 1, [np.empty(0)]
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # sorting, most of the work, needs no lock
+            for some in pool.map(self.similarity, np.split(rows[first], cuts), np.split(rows[second], cuts)):
+                found.append(some)
+                let_go()
+        similarity = np.concatenate(found)
+        enough = similarity >= self.threshold
+        return Alike(first[enough], second[enough], similarity[enough])
 
     def similarity(self, first: Rows, second: Rows) -> NDArray[np.float64]:
         """Jaccard similarity of all parts together; 0 where one part has hardly anything in common.
