@@ -66,6 +66,17 @@ def test_similarity(a: Text, b: Text, expected: float) -> None:
     assert alike(a, b) == expected
 
 
+@pytest.mark.parametrize("at_once", [1, 20, 1 << 19])
+def test_pairs_are_compared_in_several_threads(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Each pair has its own similarity, however many are compared together."""
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    texts = [(" ".join(TEN.split()[: 3 + i % 8]),) for i in range(40)]
+    first, second = np.array(list(combinations(range(len(texts)), 2))).T
+    found = sketched(texts, 0.5, chunk=7).alike(np.arange(len(texts)), first, second)
+    pairs = [(i, j, jaccard(texts[i], texts[j])) for i, j in combinations(range(len(texts)), 2)]
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == [pair for pair in pairs if pair[2] >= 0.5]
+
+
 def test_the_least_similarity_of_a_part() -> None:
     """Two of eight runs are just enough, two of nine too few."""
     assert LEAST_PART == 2 / 8
