@@ -5,11 +5,10 @@ sandbox, within limits, and is compared with what transformers renders. Nothing 
 `fingerprint` covers contents only.
 """
 
-import gc
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 
 from orpo_data.encoding import Encoder
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.garbage import few_full_collections
 from orpo_data.layout import Layout, Roles, fill
 from orpo_data.manifest import digest
 from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
@@ -108,14 +108,14 @@ class Chat:
     @classmethod
     def load(cls, tokenizer: str, chat_template: str | None = None, revision: str | None = None) -> "Chat":
         """Open a tokenizer from a local folder or the hub; OrpoError in one line when that fails."""
-        from transformers import AutoTokenizer
-
         template = find_template(chat_template) if chat_template else None
         # a model's length limit is not ours: its warning about long inputs would only mislead
         logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
         try:
-            config = model_of(tokenizer, tokenizer_folder(tokenizer, revision))
-            with _without_garbage_collection():
+            with few_full_collections():
+                from transformers import AutoTokenizer  # imports torch
+
+                config = model_of(tokenizer, tokenizer_folder(tokenizer, revision))
                 loaded: Any = AutoTokenizer.from_pretrained(
                     tokenizer, revision=revision, config=config, trust_remote_code=False
                 )
@@ -314,18 +314,6 @@ class Chat:
             return None
         prompt = self.render_prompt(_PROBE[:1])
         return None if self._backend.encode(prompt, add_special_tokens=False).ids[:1] == [bos] else int(bos)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """A vocabulary's many lists, soon gone, set off a full collection: half a second in which no thread works."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _is_token(tokenizer: Any, text: str) -> bool:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from orpo_data.batches import batches_of
 from orpo_data.cache import deliver
+from orpo_data.garbage import few_full_collections
 from orpo_data.manifest import Shard, Tally
 from orpo_data.places import file_sha256, make_folder
 from orpo_data.shards import open_shard, read_shard
@@ -195,6 +196,7 @@ class RunParts(Protocol):
         """`progress` is called with numbers of rows read from parts, which add up to all of them."""
 
 
+@few_full_collections()
 def run_here(
     segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
 ) -> Sequence[PartRun]:

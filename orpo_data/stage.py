@@ -19,6 +19,7 @@ from orpo_data.batches import BATCH_ROWS
 from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
 from orpo_data.folders import refuse_foreign_folder
+from orpo_data.garbage import few_full_collections
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
 from orpo_data.mapped import trim
 from orpo_data.parts import RunParts, run_here
@@ -50,6 +51,7 @@ class StageReport:
     diff: dict[str, Any] = field(default_factory=dict, compare=False)  # from the rows it replaced, where reviewed
 
 
+@few_full_collections()
 def run_stage(
     stage: str,
     output: Path,

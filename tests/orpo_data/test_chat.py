@@ -1,13 +1,11 @@
 """A tokenizer with its template: prefixes, start and end tokens, refusals in one line, nothing executed."""
 
-import gc
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from orpo_data.chat import Chat, find_template
 from orpo_data.errors import OrpoError, UsageError
@@ -200,25 +197,6 @@ def test_no_tokenizer_there(
     with pytest.raises(OrpoError, match=r"^tokenize\.tokenizer: cannot open .*tokenizer") as caught:
         Chat.load(str(folder))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("error", [None, OSError("gone")])
-def test_the_garbage_collector_waits_while_a_tokenizer_is_opened(
-    chat_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None
-) -> None:
-    opened, collected = AutoTokenizer.from_pretrained, []
-
-    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
-        collected.append(gc.isenabled())
-        if error:
-            raise error
-        return opened(*args, **kwargs)
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
-    with pytest.raises(OrpoError) if error else nullcontext():
-        Chat.load(str(chat_tokenizer_dir))
-    assert collected == [False]
-    assert gc.isenabled()
 
 
 def test_a_template_with_a_syntax_error(plain_tokenizer_dir: Path, tmp_path: Path) -> None:
