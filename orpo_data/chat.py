@@ -84,7 +84,7 @@ class Chat:
     ) -> None:
         """`own_tokens` are the template's control tokens, whether or not the tokenizer calls them special."""
         self.tokenizer = tokenizer
-        self.own_tokens = own_tokens
+        self.control_tokens = _control_tokens(tokenizer, own_tokens)
         template = template or tokenizer.chat_template
         if not template:
             raise UsageError(
@@ -143,13 +143,6 @@ class Chat:
     def tells_the_time(self) -> bool:
         """Whether the template may write the same messages differently a second later."""
         return "strftime_now" in self.template
-
-    @cached_property
-    def control_tokens(self) -> list[str]:
-        """Texts that the tokenizer would read as control tokens wherever they stand."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
-        return sorted(special | set(self.own_tokens))
 
     @cached_property
     def turn_labels(self) -> list[str]:
@@ -314,6 +307,12 @@ class Chat:
             return None
         prompt = self.render_prompt(_PROBE[:1])
         return None if self._backend.encode(prompt, add_special_tokens=False).ids[:1] == [bos] else int(bos)
+
+
+def _control_tokens(tokenizer: "PreTrainedTokenizerFast", own_tokens: Sequence[str]) -> list[str]:
+    """Texts that the tokenizer would read as control tokens wherever they stand."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(special | set(tokenizer.all_special_tokens) | set(own_tokens))
 
 
 def _is_token(tokenizer: Any, text: str) -> bool:

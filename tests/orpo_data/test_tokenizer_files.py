@@ -3,7 +3,10 @@
 import json
 import pickle
 import shutil
+import time
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -99,6 +102,34 @@ def test_a_process_opens_the_same_tokenizer_once(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", model_max_length=7)
     changed = UnopenedChat(str(folder))
     assert changed.tokenizer.model_max_length == 7
+
+
+@pytest.mark.parametrize("asked", ["control_tokens", "turn_labels"])
+def test_threads_may_ask_while_another_opens_it(folder: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    """Where `cached_property` has a lock of its own (Python 3.11), the two would wait for each other."""
+    opening, asking, load = Event(), Event(), Chat.load
+
+    def slow_load(*arguments: Any) -> Chat:
+        opening.set()
+        asking.wait()
+        time.sleep(0.1)  # by now the other one waits
+        return load(*arguments)
+
+    monkeypatch.setattr(Chat, "load", slow_load)
+    first, second, found = UnopenedChat(str(folder)), UnopenedChat(str(folder)), list[str]()
+
+    def ask() -> None:
+        opening.wait()
+        asking.set()
+        found.extend(getattr(second, asked))
+
+    threads = [Thread(target=lambda: first.tokenizer, daemon=True), Thread(target=ask, daemon=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert found == getattr(load(str(folder)), asked)
 
 
 def test_a_broken_file_is_named(folder: Path) -> None:
