@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -35,12 +34,9 @@ class Conversations:
         whole = pc.and_(pc.is_valid(self.contents), pc.is_valid(roles)).to_numpy(zero_copy_only=False)
         self.sound: Mask = counts > 0  # there are messages, each with its role and its content
         self.sound[np.repeat(np.arange(len(lists)), counts)[~whole]] = False
-
-    @cached_property
-    def blank(self) -> Mask:
-        """Messages of nothing but white space."""
-        texts = pl.Series(self.contents, dtype=pl.String)
-        return ~texts.str.contains(f"[^{WHITE_SPACE}]").fill_null(False).to_numpy()
+        self.texts = pl.Series(self.contents, dtype=pl.String)  # the contents once more
+        said = self.texts.str.contains(f"[^{WHITE_SPACE}]").fill_null(False).to_numpy()
+        self.blank: Mask = ~said  # messages of nothing but white space
 
     def rows_of(self, messages: Rows) -> Rows:
         rows: Rows = np.searchsorted(self.starts, messages, side="right") - 1
@@ -48,8 +44,7 @@ class Conversations:
 
     def stripped(self, *, left: bool, right: bool) -> pa.StringArray:
         """The contents without white space on these sides."""
-        texts = pl.Series(self.contents, dtype=pl.String)
-        texts = texts.str.strip_chars_start(WHITE_SPACE) if left else texts
+        texts = self.texts.str.strip_chars_start(WHITE_SPACE) if left else self.texts
         texts = texts.str.strip_chars_end(WHITE_SPACE) if right else texts
         return texts.to_arrow().cast(pa.string()) if left or right else self.contents
 
