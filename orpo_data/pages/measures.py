@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pyarrow as pa
 
 from orpo_data.distributions import NUMBERS
 from orpo_data.manifest import Manifest
-from orpo_data.mapped import let_go
 from orpo_data.pages.charts import Numbers
+from orpo_data.pages.rows import some_at_a_time
 from orpo_data.shards import open_shard
 
 KINDS = {
@@ -99,14 +100,12 @@ def measure(folder: Path, manifest: Manifest) -> Measures:
     found = Measures(open_shard(folder / manifest.shards[0].path, manifest.shards[0].sha256).schema)
     parts: dict[str, list[Numbers]] = {}
     sources = [found.sources]
-    for shard in manifest.shards:
-        frame = pl.from_arrow(open_shard(folder / shard.path, shard.sha256))
-        assert isinstance(frame, pl.DataFrame)
-        for name, values in _numbers(frame, found.kind).items():
-            parts.setdefault(name, []).append(values)
-        sources.append(frame["source"].cast(pl.Categorical))
-        _count(frame, shard.split, found)
-        let_go()
+    for split, shards in groupby(manifest.shards, key=lambda shard: shard.split):
+        for frame in some_at_a_time(open_shard(folder / shard.path, shard.sha256) for shard in shards):
+            for name, values in _numbers(frame, found.kind).items():
+                parts.setdefault(name, []).append(values)
+            sources.append(frame["source"].cast(pl.Categorical))
+            _count(frame, split, found)
     found.sources = pl.concat(sources, rechunk=True)
     found.numbers = {name: np.concatenate(parts.pop(name)) for name in [*parts]}
     return found

@@ -12,6 +12,7 @@ import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
 
+from orpo_data.batches import regrouped
 from orpo_data.chain import Node
 from orpo_data.manifest import Manifest
 from orpo_data.mapped import let_go
@@ -21,7 +22,7 @@ from orpo_data.shards import open_shard
 SMALL_COLUMNS = ("id", "reason", *ORIGIN_COLUMNS)
 FEW_VALUES = cs.by_name("source", "source_file", require_all=False).as_expr()
 
-ROWS_AT_ONCE = 10_000  # whose large columns are in memory
+ROWS_AT_ONCE = 50_000  # whose large columns are in memory, unless they are BATCH_BYTES together
 
 Row = dict[str, Any]
 
@@ -46,10 +47,9 @@ class Rows:
 
     def frames(self, *columns: str) -> Iterator[pl.DataFrame]:
         """These columns of all rows, some rows at a time; what was read of the files is let go before the next."""
-        for table in self.tables:
-            for start in range(0, max(1, len(table)), ROWS_AT_ONCE):
-                yield _frame(table.select(list(columns)).slice(start, ROWS_AT_ONCE))
-                let_go()
+        tables = [table.select(list(columns)) for table in self.tables]
+        yield _frame(tables[0].slice(0, 0))  # there may be no row
+        yield from some_at_a_time(tables)
 
     def take(self, places: Iterable[int]) -> list[Row]:
         """Whole rows, with their split."""
@@ -78,6 +78,13 @@ def read_input_rows(chain: Sequence[Node]) -> Rows | None:
     if len(chain) < 2 or len(chain[-1].manifest.inputs) != 1:
         return None
     return read_rows(chain[-2].path, chain[-2].manifest)
+
+
+def some_at_a_time(tables: Iterable[pa.Table]) -> Iterator[pl.DataFrame]:
+    """The rows of memory-mapped tables, of a large one in pieces, of many small ones together."""
+    for table in regrouped(tables, ROWS_AT_ONCE):
+        yield _frame(table)
+        let_go()
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from orpo_data.layout import WHITE_SPACE
 from orpo_data.schema import PAIRS
 from orpo_data.sources.columns import Bools, Fields, Records, Rows, Turns, split_turns_of_many, texts
 from orpo_data.sources.record import Record, Turn, Unparsable, excerpt, split_turns
@@ -23,9 +24,6 @@ LABELS = {"user": "Human", "assistant": "Assistant"}
 MARK = "\x1e"  # ASCII's record separator: parts turns below, so a transcript that holds one is read by itself
 MARKS = {f"\n{cr}\n{label}:": MARK + role[0] for label, role in ROLES.items() for cr in ("", "\r")}
 """LABEL spelled out: what each label becomes while many transcripts are cut at once. No two can overlap."""
-
-WHITE_SPACE = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
-"""What `str.strip` takes off: four control characters more than Unicode's White_Space, which polars takes off."""
 
 PART, TRANSCRIPT = pl.col("part"), pl.col("transcript")
 PARTS = (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orpo_data.schema import ASPECTS, RAW
 from orpo_data.sources import SOURCES
 from orpo_data.sources.files import find_files, read_records
-from orpo_data.sources.hh_rlhf import LABEL, MARKS, WHITE_SPACE
+from orpo_data.sources.hh_rlhf import LABEL, MARKS
 from orpo_data.steps import parse
 from orpo_data.steps.parse import Parse
 
@@ -100,11 +100,6 @@ def test_labels_are_spelled_out():
     assert all(LABEL.fullmatch(label) for label in MARKS)
     assert len(MARKS) == 6
     assert not any(b in a[1:] + b[:1] and a != b for a in MARKS for b in MARKS if a[1:].startswith(b[:1] + b[1:2]))
-
-
-def test_white_space_is_that_of_strip():
-    assert len(WHITE_SPACE) == 29
-    assert WHITE_SPACE.strip() == ""
 
 
 PIECES = ["\n\nHuman:", "\n\nAssistant: ", "\n\nHum:", "\n\r\nHuman: ", "Human:", "\n", "\r", "\x1e", "\x1eu", "\x1c"]
