@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -21,7 +21,7 @@ class _Record(BaseModel):
 
 def _below(path: str) -> str:
     """A manifest may have come from anywhere: what it names lies in its own folder."""
-    if PurePosixPath(path).is_absolute() or ".." in path.split("/") or "\\" in path or "\0" in path or not path:
+    if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path or not path:
         raise ValueError(f"{path!r} does not lie in the folder")
     return path
 

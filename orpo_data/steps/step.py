@@ -84,6 +84,8 @@ AnyStep = Step | GlobalStep
 
 def dropped_rows(step: str, rows: pa.Table, reasons: pa.Array, details: pa.Array) -> pa.Table:
     """`rows` as DROPPED rows of `step`: `reasons` and `details` run parallel to them."""
+    if not len(rows):  # as in most batches
+        return DROPPED.empty_table()
     names = rows.schema.names
     columns = {
         "id": rows["id"] if "id" in names else pa.nulls(len(rows), pa.string()),
