@@ -1,4 +1,8 @@
-"""Python's garbage collector, kept from stopping all threads of a stage."""
+"""Python's garbage collector, kept from stopping all threads of a stage.
+
+Around a whole `prepare`, or there would be a full collection after each stage; around a stage, for flows run these one
+by one; around what a worker of a cluster does of one; and around the opening of a tokenizer, which imports torch.
+"""
 
 import gc
 from collections.abc import Iterator
