@@ -14,13 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from benchmarks.data import DEFAULT_DATA
 from benchmarks.raw import real_rows
 from benchmarks.table import markdown, processor
 from orpo_data.errors import OrpoError
-from orpo_data.pieces import BYTES
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -78,7 +77,7 @@ def with_all_bytes(tokenizer: Tokenizer) -> Tokenizer:
     document: dict[str, Any] = json.loads(tokenizer.to_str())
     known = document["model"]["vocab"]
     first = 1 + max([*known.values(), *(token["id"] for token in document["added_tokens"])])
-    lacking = [char for char in BYTES if char not in known]
+    lacking = [char for char in sorted(pre_tokenizers.ByteLevel.alphabet()) if char not in known]
     known |= {char: first + place for place, char in enumerate(lacking)}
     return Tokenizer.from_str(json.dumps(document))
 

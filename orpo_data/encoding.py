@@ -2,10 +2,9 @@
 
 Most words of a text were seen before. So texts are cut, in columns, into pieces whose ids do not depend on what stands
 around them (`orpo_data.pieces` says why); the tokenizer sees each distinct piece once, and all others take their ids
-from a table. Pieces between which a text might have been cut are shown to it as one text, which is cut in ids again.
+from a table. It is shown many of them as one text, with an added token between, at whose ids they are parted again.
 """
 
-from functools import cached_property
 from itertools import chain
 from threading import Lock
 from typing import NamedTuple
@@ -17,14 +16,12 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from orpo_data.errors import OrpoError
-from orpo_data.pieces import BYTES, cut, cut_pairs
-from orpo_data.steps.tokens import Hashes, Tokens, among, distinct
+from orpo_data.pieces import cut, cut_pairs, separators
+from orpo_data.steps.tokens import Hashes, Tokens, among
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
-_TOGETHER = 200  # pieces that are shown to the tokenizer as one text: of longer ones each piece costs it more
+_TOGETHER = 200  # pieces that are shown to the tokenizer as one text
 _CHECKED = 4096  # one text in so many is also encoded whole, and the 1st, 2nd, 4th, 8th and so on before
-
-_FILLER = " a"  # stands before each of them, because before a space and behind a letter a text may be cut
 
 
 class _Table(NamedTuple):
@@ -73,8 +70,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pairs = cut_pairs(tokenizer)
-        self._added = tokenizer.get_added_tokens_decoder()
-        self._sizes = np.zeros(0, np.int64)  # bytes of each token, by its id; 0 where it has not been seen
+        self._separators = separators(tokenizer)
         self._table = _NOTHING
         self._seen = 0  # texts
         self._lock = Lock()
@@ -111,62 +107,19 @@ class Encoder:
         return pa.concat_arrays([ids, new_ids]).take(pa.array(np.argsort(order.to_numpy())))
 
     def _encode_pieces(self, pieces: pa.StringArray) -> pa.ListArray:
-        """As `_encode_whole`, which has a price for each text."""
-        joins = self._joins(pieces)
-        joined = self._encode_joined(pieces.filter(pa.array(joins)))
-        others = self._encode_whole(pieces.filter(pa.array(~joins)).to_pylist())
-        order = np.argsort(np.concatenate([np.flatnonzero(joins), np.flatnonzero(~joins)]))
-        return pa.concat_arrays([joined, others]).take(pa.array(order))
-
-    def _joins(self, pieces: pa.StringArray) -> npt.NDArray[np.bool_]:
-        """Which pieces would be cut out again of a text in which fillers stand between them.
-
-        And whose bytes have a token each, so that the tokens of a piece are as long as it is.
-        """
-        assert self._pairs is not None
-        text = "".join(_joined(pieces)) + _FILLER
-        whole, _ = cut(pa.array([text], pa.string()), self._pairs)
-        starts, ends = _bounds(pieces)
-        can_part = np.zeros(len(text.encode()) + 1, np.bool_)
-        can_part[np.frombuffer(whole.buffers()[1], np.int32)] = True
-        strange = np.cumsum(np.append(False, ~self._has_token[np.frombuffer(text.encode(), np.uint8)]))
-        found: npt.NDArray[np.bool_] = can_part[starts] & can_part[ends] & (strange[starts] == strange[ends])
-        return found
-
-    def _encode_joined(self, pieces: pa.StringArray) -> pa.ListArray:
-        """Pieces that join; they are encoded one by one after all if their ends are no ends of tokens."""
-        if not len(pieces):
-            return _NOTHING.ids
-        ids = self._encode_whole(_joined(pieces)).values.to_numpy()
-        ends, token_ends = np.stack(_bounds(pieces), axis=1).ravel(), np.cumsum(self._token_sizes(ids))
-        places = np.searchsorted(token_ends, ends)
-        if token_ends[-1] != ends[-1] or (token_ends[places] != ends).any():
-            return self._encode_whole(pieces.to_pylist())
-        offsets = pa.array(np.concatenate([[0], places + 1]), pa.int32())
-        both = pa.ListArray.from_arrays(offsets, pa.array(ids))
-        return both.take(pa.array(np.arange(1, len(both), 2)))
-
-    @cached_property
-    def _has_token(self) -> npt.NDArray[np.bool_]:
-        """Bytes that have a token of their own and that no normalization changes."""
-        known = np.array([self._tokenizer.token_to_id(char) is not None for char in BYTES])
-        if self._tokenizer.normalizer:
-            known[128:] = False
-        return known
-
-    def _token_sizes(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """Bytes of each token; those that are new are asked for by one thread at a time."""
-        with self._lock:
-            sizes = np.pad(self._sizes, (0, max(0, int(ids.max()) + 1 - len(self._sizes))))
-            new = distinct(ids[sizes[ids] == 0])
-            sizes[new] = [self._token_size(token) for token in new.tolist()]
-            self._sizes = sizes
-        return sizes[ids]
-
-    def _token_size(self, token: int) -> int:
-        if token in self._added:
-            return len(self._added[token].content.encode())
-        return len(self._tokenizer.id_to_token(token) or "")
+        """As `_encode_whole`, which has a price for each text: here many stand in one, behind an added token each."""
+        texts = pieces.to_pylist()
+        separator = next((token for token in self._separators if not _any_has(pieces, token)), None)
+        if separator is None:
+            return self._encode_whole(texts)
+        parts = (texts[start : start + _TOGETHER] for start in range(0, len(texts), _TOGETHER))
+        ids = self._encode_whole([separator + separator.join(part) for part in parts]).values.to_numpy()
+        separates = ids == self._separators[separator]
+        starts, others = np.flatnonzero(separates), ids[~separates]
+        if len(starts) != len(pieces):
+            return self._encode_whole(texts)
+        offsets = np.append(starts - np.arange(len(starts)), len(others))
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(others))
 
     def _check(self, texts: pa.StringArray, encoded: pa.ListArray) -> None:
         """OrpoError if the ids of a sample are not those of its whole texts."""
@@ -189,15 +142,5 @@ def _hashes(pieces: pa.StringArray) -> Hashes:
     return Tokens(data, offsets[:-1], offsets[1:], np.empty(0, np.int64)).hashes()
 
 
-def _joined(pieces: pa.StringArray) -> list[str]:
-    """Texts of so many pieces each, every one behind a filler."""
-    texts = pieces.to_pylist()
-    parts = (texts[start : start + _TOGETHER] for start in range(0, len(texts), _TOGETHER))
-    return [_FILLER + _FILLER.join(part) for part in parts]
-
-
-def _bounds(pieces: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where each piece begins and ends in these texts, one behind the other, in bytes."""
-    sizes = pc.binary_length(pieces).to_numpy().astype(np.int64)
-    ends = np.cumsum(sizes + len(_FILLER))
-    return ends - sizes, ends
+def _any_has(pieces: pa.StringArray, text: str) -> bool:
+    return bool(pc.any(pc.match_substring(pieces, text)).as_py())

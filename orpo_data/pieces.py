@@ -15,6 +15,7 @@ of other kinds are given whole texts.
 """
 
 import json
+from itertools import pairwise
 from string import ascii_letters
 from typing import Any
 
@@ -48,11 +49,6 @@ SPLITS = {
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
 }
 """Expressions that match across no cut. So does GPT-2's, which `ByteLevel` brings along."""
-
-_KEPT = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_OTHERS = [byte for byte in range(256) if byte not in _KEPT]
-BYTES = "".join(chr(byte if byte in _KEPT else 256 + _OTHERS.index(byte)) for byte in range(256))
-"""Each byte as the vocabulary of a byte-level tokenizer spells it (GPT-2's `bytes_to_unicode`)."""
 
 _WINDOW = 1 << 18  # bytes that are looked at together: what is found of them stays in the processor's cache
 _SPACE = ord(" ")
@@ -108,6 +104,20 @@ def cut_pairs(tokenizer: Tokenizer) -> Pairs | None:
         content = list(token.content.encode())
         table[content[:-1], content[1:]] = False
     return table.reshape(-1)
+
+
+def separators(tokenizer: Tokenizer) -> dict[str, int]:
+    """Added tokens that part a text wherever they are written, and their ids: no other one overlaps or begins with it.
+
+    What stands between two of them has the ids of a text of its own, if the tokenizer is one of those described above.
+    """
+    added = {token.content: code for code, token in tokenizer.get_added_tokens_decoder().items()}
+    inner = {char for content in added for char in content[1:]}
+    return {
+        content: added[content]
+        for content, following in pairwise([*sorted(added), ""])
+        if content[0] not in inner and not following.startswith(content)
+    }
 
 
 def _splits_at_cuts(splitter: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from orpo_data import encoding
 from orpo_data.encoding import Encoder
 from orpo_data.errors import OrpoError
-from orpo_data.pieces import SPLITS, WHITE_SPACE, cut, cut_pairs
+from orpo_data.pieces import SPLITS, WHITE_SPACE, cut, cut_pairs, separators
 
 CORPUS = [
     "The gardener's fern won't grow, I've said; it'll need 250 days (at 20 °C) of light!\n\n1. Water it.\n2. Don't.",
@@ -250,7 +250,8 @@ def test_corpus_is_exact_and_seen_by_the_tokenizer_once(tokenizer):
     distinct = {piece for found in pieces(tokenizer, CORPUS) for piece in found}
     new, sample = spy.seen[:-5], spy.seen[-5:]
     assert sample == [CORPUS[i] for i in (0, 1, 2, 4, 8)]
-    assert sum(map(len, new)) <= sum(len(" a") + len(piece) for piece in distinct) < sum(map(len, CORPUS)) / 2
+    assert len(new) == 1
+    assert sorted(new[0].split(next(iter(separators(tokenizer))))[1:]) == sorted(distinct)
     spy.seen.clear()
     assert encoder.encode(texts).to_pylist() == whole(tokenizer, CORPUS)
     assert spy.seen == [CORPUS[16 - len(CORPUS)]]
@@ -281,20 +282,49 @@ def test_table_is_begun_anew_when_full(gpt2, monkeypatch):
 
 @given(texts=st.sets(HOSTILE, max_size=12).map(sorted))
 def test_pieces_shown_together_keep_their_ids(tokenizer, encoder, texts):
-    """Whatever the pieces are: those that do not part again are shown by themselves."""
+    """Whatever the pieces are."""
     assert encoder._encode_pieces(pa.array(texts, pa.string())).to_pylist() == whole(tokenizer, texts)
 
 
-def test_pieces_are_shown_together(gpt2):
+def test_pieces_are_shown_together(gpt2, monkeypatch):
+    monkeypatch.setattr(encoding, "_TOGETHER", 2)
     spy = Spy(gpt2)
-    Encoder(spy)._encode_pieces(pa.array([" fern", "fern", ".\n", ",", " 20\t1", " \u3000"]))
-    assert spy.seen == [" a fern a, a 20\t1", "fern", ".\n", " \u3000"]
+    Encoder(spy)._encode_pieces(pa.array([" fern", "fern", ".\n"]))
+    assert spy.seen == ["<|im_end|> fern<|im_end|>fern", "<|im_end|>.\n"]
 
 
-def test_pieces_whose_ends_are_not_found_are_shown_alone(gpt2, monkeypatch):
-    monkeypatch.setattr(Encoder, "_token_size", lambda encoder, token: 1)
+def test_between_pieces_stands_a_token_that_none_of_them_has(gpt2):
+    spy = Spy(gpt2)
+    Encoder(spy)._encode_pieces(pa.array(["fern", "<|im_end|>\n"]))
+    assert spy.seen == ["<|im_start|>fern<|im_start|><|im_end|>\n"]
+    spy.seen.clear()
+    Encoder(spy)._encode_pieces(pa.array(["<|im_start|>user", "<|im_end|>\n"]))
+    assert spy.seen == ["<|im_start|>user", "<|im_end|>\n"]
+
+
+def test_separators_are_overlapped_by_no_other_token():
+    def found(*added: str) -> list[str]:
+        return list(separators(train(byte_level(), added=list(added))))
+
+    assert found() == ["<|im_end|>", "<|im_start|>"]
+    assert found("b<") == ["b<"]  # behind a b, "<|im_end|>" would lose its first character
+    assert found("<|im_end|>\n") == ["<|im_end|>\n", "<|im_start|>"]  # of two tokens the longer one is taken
+    assert found("bob") == ["<|im_end|>", "<|im_start|>"]  # "bo" and "bob" one after the other begin with it
+    added = train(byte_level(), added=["fern"])
+    assert separators(added)["fern"] == added.token_to_id("fern")
+
+
+@given(texts=st.sets(st.text("<|im_end|>ab\n", max_size=12), max_size=12).map(sorted))
+def test_pieces_that_end_like_separators_begin_keep_their_ids(texts):
+    tokenizer = KINDS["spaces added"]()
+    assert Encoder(tokenizer)._encode_pieces(pa.array(texts, pa.string())).to_pylist() == whole(tokenizer, texts)
+
+
+def test_pieces_are_shown_alone_if_the_tokenizer_does_not_take_added_tokens_out(gpt2):
+    literal = Tokenizer.from_str(gpt2.to_str())
+    literal.encode_special_tokens = True
     texts = [" fern", " grow", ", "]
-    assert Encoder(gpt2)._encode_pieces(pa.array(texts)).to_pylist() == whole(gpt2, texts)
+    assert Encoder(literal)._encode_pieces(pa.array(texts)).to_pylist() == whole(literal, texts)
 
 
 def test_threads_share_one_encoder(gpt2, monkeypatch):
@@ -304,27 +334,6 @@ def test_threads_share_one_encoder(gpt2, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         encoded = list(pool.map(lambda batch: encoder.encode(pa.array(batch)).to_pylist(), batches))
     assert encoded == [whole(gpt2, batch) for batch in batches]
-
-
-class Hurried(Encoder):
-    """Another thread learns all tokens as soon as this one has looked at what is known, unless it must wait."""
-
-    @property
-    def _sizes(self) -> Any:
-        sizes = vars(self)["sizes"]
-        if not self._lock.locked():
-            everything = [self._token_size(token) for token in range(self._tokenizer.get_vocab_size())]
-            vars(self)["sizes"] = np.array(everything)
-        return sizes
-
-    @_sizes.setter
-    def _sizes(self, sizes: Any) -> None:
-        vars(self)["sizes"] = sizes
-
-
-def test_another_thread_may_learn_tokens_meanwhile(gpt2):
-    texts = [" fern", " grow", ", "]
-    assert Hurried(gpt2)._encode_pieces(pa.array(texts)).to_pylist() == whole(gpt2, texts)
 
 
 # --- tokenizers for which it would not hold --------------------------------------------------------------------------
