@@ -116,6 +116,7 @@ def run_stage(
             reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.drop_reasons.items())
             raise OrpoError(f"{stage}: no rows left of {manifest.rows_in} ({reasons or _empty(inputs)})")
         diff = review(writer.folder, manifest) if review else {}
+        trim()  # or what the steps needed would stay while the pages look at all rows
         write_pages(writer.folder, manifest)
         recorder.complete(manifest, schema)
         notes.prune()  # before the commit: after it a run that was killed would not come by here again
