@@ -1,6 +1,7 @@
 """What is counted and measured of a dataset's rows, over all its shards."""
 
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -98,16 +99,16 @@ class Measures:
 def measure(folder: Path, manifest: Manifest) -> Measures:
     """Read every shard once."""
     found = Measures(open_shard(folder / manifest.shards[0].path, manifest.shards[0].sha256).schema)
-    parts: dict[str, list[Numbers]] = {}
+    numbers: dict[str, array[float]] = defaultdict(lambda: array("d"))  # grown in place, for they are large
     sources = [found.sources]
     for split, shards in groupby(manifest.shards, key=lambda shard: shard.split):
         for frame in some_at_a_time(open_shard(folder / shard.path, shard.sha256) for shard in shards):
             for name, values in _numbers(frame, found.kind).items():
-                parts.setdefault(name, []).append(values)
+                numbers[name].frombytes(values.tobytes())
             sources.append(frame["source"].cast(pl.Categorical))
             _count(frame, split, found)
     found.sources = pl.concat(sources, rechunk=True)
-    found.numbers = {name: np.concatenate(parts.pop(name)) for name in [*parts]}
+    found.numbers = {name: np.asarray(values) for name, values in numbers.items()}
     return found
 
 
