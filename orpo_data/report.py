@@ -35,7 +35,10 @@ def write_pages(folder: Path, manifest: Manifest) -> None:
 
 
 def report(chain: Sequence[Node], measures: Measures) -> str:
-    """report.html of the last dataset of the chain."""
+    """report.html of the last dataset of the chain.
+
+    The template gets no figures of every row: what it gets lives on in cycles, until the next full collection.
+    """
     folder, manifest = chain[-1].path, chain[-1].manifest
     rows, dropped = read_rows(folder, manifest), read_dropped(folder, manifest)
     source = read_input_rows(chain)
@@ -48,7 +51,12 @@ def report(chain: Sequence[Node], measures: Measures) -> str:
         chain=chain,
         raw_rows=raw_rows(chain),
         lost=sum(sum(node.manifest.drop_reasons.values()) for node in chain),
-        measures=measures,
+        kind=measures.kind,
+        rows_by_source=measures.by_source(),
+        largest_sources=measures.largest_sources(),
+        flagged_rows=measures.flagged_rows,
+        flagged=measures.flagged,
+        findings=measures.flags,
         flow=flow(chain),
         effects=effects(manifest, measures, dropped, source),
         dropped=samples.dropped_rows(dropped, manifest.drop_reasons, rows),

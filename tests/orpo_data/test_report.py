@@ -1,12 +1,16 @@
 """The report: figures as in the manifest, nothing from data escapes, the same bytes every time, a bounded size."""
 
+import gc
 import re
 import shutil
+import weakref
 from typing import Any
 
 import pytest
 
+from orpo_data import report as report_module
 from orpo_data.manifest import read_manifest
+from orpo_data.pages.measures import Measures, measure
 from orpo_data.report import write_pages
 from orpo_data.schema import JUDGED, PAIRS, RATED, TOKENIZED, pair_id
 
@@ -101,6 +105,25 @@ def test_a_page_stays_small_whatever_the_rows(tmp_path, write_dataset, plain_pai
     losers = [loser(f"reason_{n % 30}", long, long) for n in range(90)]
     write_dataset(tmp_path / "d", PAIRS, {None: rows}, losers, facts={"clusters": [{"id": n} for n in range(5000)]})
     assert (tmp_path / "d" / "report.html").stat().st_size < 700_000
+
+
+def test_the_figures_of_every_row_are_gone_when_the_pages_are_written(prepared, monkeypatch):
+    """Not only after a full collection, which does not come as long as the stages run."""
+    made: list[weakref.ref[Measures]] = []
+
+    def noted(*args: Any) -> Measures:
+        found = measure(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(report_module, "measure", noted)
+    gc.disable()
+    try:
+        for stage in ("clean", "tokenize"):
+            write_pages(prepared / stage, read_manifest(prepared / stage))
+        assert [figures() for figures in made] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_lengths_in_characters(report, plain_pair):
