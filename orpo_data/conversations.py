@@ -6,11 +6,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orpo_data.layout import WHITE_SPACE, Layout, Parts, Roles
+from orpo_data.layout import Layout, Parts, Roles
 from orpo_data.ragged import as_bytes
 
 Rows = npt.NDArray[np.int64]
@@ -34,19 +33,17 @@ class Conversations:
         whole = pc.and_(pc.is_valid(self.contents), pc.is_valid(roles)).to_numpy(zero_copy_only=False)
         self.sound: Mask = counts > 0  # there are messages, each with its role and its content
         self.sound[np.repeat(np.arange(len(lists)), counts)[~whole]] = False
-        self.texts = pl.Series(self.contents, dtype=pl.String)  # the contents once more
-        said = self.texts.str.contains(f"[^{WHITE_SPACE}]").fill_null(False).to_numpy()
-        self.blank: Mask = ~said  # messages of nothing but white space
+        blank = pc.or_(pc.utf8_is_space(self.contents), pc.equal(pc.binary_length(self.contents), 0))
+        self.blank: Mask = pc.fill_null(blank, True).to_numpy(zero_copy_only=False)  # messages that say nothing
 
     def rows_of(self, messages: Rows) -> Rows:
         rows: Rows = np.searchsorted(self.starts, messages, side="right") - 1
         return rows
 
     def stripped(self, *, left: bool, right: bool) -> pa.StringArray:
-        """The contents without white space on these sides."""
-        texts = self.texts.str.strip_chars_start(WHITE_SPACE) if left else self.texts
-        texts = texts.str.strip_chars_end(WHITE_SPACE) if right else texts
-        return texts.to_arrow().cast(pa.string()) if left or right else self.contents
+        """The contents without what `str.strip` takes off on these sides."""
+        texts = pc.utf8_ltrim_whitespace(self.contents) if left else self.contents
+        return pc.utf8_rtrim_whitespace(texts) if right else texts
 
 
 def _shapes(roles: pa.DictionaryArray, offsets: Rows) -> tuple[list[Roles], Rows]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from orpo_data.conversations import Conversations
@@ -29,10 +30,11 @@ class Marks:
         known = frozenset(self.tokens)
         marks = [*self.tokens, *(label for label in self.labels if label not in known)]
         for side, column in sides.items():
-            hits = column.texts.str.contains_any(marks).fill_null(False).arg_true()
+            texts = pl.Series(column.contents, dtype=pl.String)
+            hits = texts.str.contains_any(marks).fill_null(False).arg_true()
             if not len(hits):
                 continue
-            spelled = column.texts.gather(hits).str.extract_many(marks, leftmost=True).list.first()
+            spelled = texts.gather(hits).str.extract_many(marks, leftmost=True).list.first()
             for row, mark in zip(column.rows_of(hits.to_numpy()).tolist(), spelled.to_list(), strict=True):
                 found.setdefault(row, (TOKEN if mark in known else LABEL, f"{side}: {mark.strip()}"))
         return found
