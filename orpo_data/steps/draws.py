@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def draw_text(seed: int, *key: str) -> str:
@@ -17,7 +17,7 @@ def draw(seed: int, *key: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def draws(seed: int, name: str, keys: Iterable[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def draws(seed: int, name: str, keys: Iterable[str]) -> NDArray[np.uint64]:
     """`draw(seed, name, key)` for each key."""
     before = draw_text(seed, name, "")
     digests = (hashlib.sha256(f"{before}{key}".encode()).digest()[:8] for key in keys)
@@ -27,3 +27,8 @@ def draws(seed: int, name: str, keys: Iterable[str]) -> np.ndarray[Any, np.dtype
 def uniform(seed: int, *key: str) -> float:
     """A uniform float in [0, 1) from (seed, key)."""
     return (draw(seed, *key) >> 11) / 2**53
+
+
+def uniforms(seed: int, name: str, keys: Iterable[str]) -> NDArray[np.float64]:
+    """`uniform(seed, name, key)` for each key."""
+    return (draws(seed, name, keys) >> np.uint64(11)) / 2**53

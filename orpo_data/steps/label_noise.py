@@ -35,7 +35,7 @@ from orpo_data.steps.alike import Sketches, chains
 from orpo_data.steps.answers import alike, hashes_and_words
 from orpo_data.steps.flags import arrow, judged, rows_by_rule
 from orpo_data.steps.minhash import sketches
-from orpo_data.steps.near import key_hashes, word_tokens
+from orpo_data.steps.near import key_hashes, keys_of, word_tokens
 from orpo_data.steps.notes import Rows, all_notes, first_equal, frame_of, values
 from orpo_data.steps.rules.content import Refusal
 from orpo_data.steps.rules.rule import pair_texts, quotient, text
@@ -81,7 +81,9 @@ class LabelNoise(GlobalStep):
         pairs = pair_texts(table)
         prompt = pairs["prompt_text"]
         tokens = word_tokens(prompt)
-        columns = {"source": table["source"], "prompt": pa.array(key_hashes(prompt, tokens))} | _measured(pairs)
+        columns = {"source": table["source"], "prompt": pa.array(key_hashes(keys_of(prompt, tokens)))} | _measured(
+            pairs
+        )
         return pa.table(columns | (sketches([prompt], [tokens], self.near) if self.near else {}))
 
     def judge(self, notes: Sequence[pa.Table]) -> Judgement:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from orpo_data.errors import OrpoError
-from orpo_data.steps.draws import draw, uniform
+from orpo_data.steps.draws import draws, uniforms
 from orpo_data.steps.notes import all_notes, for_parts, values
 from orpo_data.steps.step import GlobalStep, Judgement, Step, StepOutput, divide
 
@@ -26,8 +26,7 @@ class Sample(Step):
     seed: int = Field(default=42, description="Seed of the draws.")
 
     def apply(self, table: pa.Table) -> StepOutput:
-        drawn = (uniform(self.seed, "sample", row_id) for row_id in table["id"].to_pylist())
-        return _keep(table, pa.array((number < self.share for number in drawn), pa.bool_()))
+        return _keep(table, pa.array(uniforms(self.seed, "sample", table["id"].to_pylist()) < self.share))
 
 
 class Take(GlobalStep):
@@ -41,18 +40,18 @@ class Take(GlobalStep):
     source: str = Field(description="Name of the source, for messages.")
 
     def note(self, table: pa.Table) -> pa.Table:
-        draws = [draw(self.seed, "sample", row_id) for row_id in table["id"].to_pylist()]
-        return table.select(ORDER).append_column("draw", pa.array(draws, pa.uint64()))
+        drawn = draws(self.seed, "sample", table["id"].to_pylist())
+        return table.select(ORDER).append_column("draw", pa.array(drawn))
 
     def judge(self, notes: Sequence[pa.Table]) -> Judgement:
         """OrpoError if there are fewer rows than asked for."""
         rows = all_notes(self, notes)
         if len(rows) < self.count:
             raise OrpoError(f"source {self.source!r}: count asks for {self.count} pairs, there are {len(rows)}")
-        draws = values(rows, "draw")
-        last = np.partition(draws, self.count - 1)[self.count - 1]
-        keep = draws < last
-        tied = np.flatnonzero(draws == last)
+        drawn = values(rows, "draw")
+        last = np.partition(drawn, self.count - 1)[self.count - 1]
+        keep = drawn < last
+        tied = np.flatnonzero(drawn == last)
         first = pc.sort_indices(rows.select(ORDER).take(tied), [(name, "ascending") for name in ORDER])
         keep[tied[first[: self.count - keep.sum()]]] = True
         return Judgement(for_parts(notes, pa.table({"keep": keep})))

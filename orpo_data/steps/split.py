@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from orpo_data.steps.alike import Sketches, across
-from orpo_data.steps.draws import uniform
+from orpo_data.steps.draws import uniforms
 from orpo_data.steps.minhash import sketches
 from orpo_data.steps.near import key_hashes, keys_of, word_tokens
 from orpo_data.steps.notes import (
@@ -76,24 +76,20 @@ class Split(GlobalStep):
     )
     seed: int = Field(default=42, description="Seed of the draw, one for each opening turn.")
 
-    def side(self, source: str, opening: str) -> str:
-        """The side of a row by its source and the key of its opening."""
-        fraction = self.eval_fractions.get(source, self.eval_fraction)
-        return EVAL if uniform(self.seed, "split", opening) < fraction else TRAIN
-
     def note(self, table: pa.Table) -> pa.Table:
         """The side drawn for each row, hashes of its opening and its prompt, and a sketch of the prompt."""
         rows = frame_of(table, "prompt", "source")
         opening, prompt = rows.select(OPENING).to_series(), rows.select(text_of(pl.col("prompt"))).to_series()
         tokens = word_tokens(prompt)
-        keys = keys_of(opening, word_tokens(opening))
-        held_out = [self.side(*of) == EVAL for of in zip(rows["source"].to_list(), keys, strict=True)]
+        keys = keys_of(prompt, tokens)
+        openings = _keys_of_openings(opening, prompt, keys)
+        shares = rows["source"].replace_strict(self.eval_fractions, default=self.eval_fraction, return_dtype=pl.Float64)
         columns = {
             "id": table["id"],
             "source": table["source"],
-            "held_out": pa.array(held_out, pa.bool_()),
-            "opening": pa.array([int(key[:16], 16) for key in keys], pa.uint64()),
-            "prompt": pa.array(key_hashes(prompt, tokens)),
+            "held_out": pa.array(uniforms(self.seed, "split", openings) < shares.to_numpy()),
+            "opening": pa.array(key_hashes(openings)),
+            "prompt": pa.array(key_hashes(keys)),
         }
         return pa.table(columns | sketches([prompt], [tokens], self.near_duplicate))
 
@@ -127,6 +123,16 @@ class Split(GlobalStep):
         details = [f"of {row_id} (similarity {alike:.2f})" for _, row_id, alike in most.iter_rows()]
         found = most.select("prompt", detail=pl.Series(details, dtype=pl.String))
         return _looked_up(pl.Series("prompt", keys[held_out]), found)["detail"]
+
+
+def _keys_of_openings(openings: pl.Series, prompts: pl.Series, keys: list[str]) -> list[str]:
+    """`key_of` each opening, from those of the prompts: a prompt of one turn is its opening."""
+    found = keys.copy()
+    others = (openings != prompts).arg_true()
+    texts = openings.gather(others)
+    for row, key in zip(others.to_list(), keys_of(texts, word_tokens(texts)), strict=True):
+        found[row] = key
+    return found
 
 
 def _openings_seen(rows: pa.Table, held_out: Rows, train: Rows) -> pl.Series:

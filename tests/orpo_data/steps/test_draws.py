@@ -5,7 +5,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_data.steps.draws import draw, draws, uniform
+from orpo_data.steps.draws import draw, draws, uniform, uniforms
 
 
 def test_a_draw_by_hand():
@@ -16,4 +16,5 @@ def test_a_draw_by_hand():
 @given(st.integers(), st.text(st.characters(codec="utf-8")), st.lists(st.text(st.characters(codec="utf-8"))))
 def test_many_draws_are_each_of_them(seed, name, keys):
     assert draws(seed, name, keys).tolist() == [draw(seed, name, key) for key in keys]
+    assert uniforms(seed, name, keys).tolist() == [uniform(seed, name, key) for key in keys]
     assert all(0 <= uniform(seed, name, key) < 1 for key in keys)

@@ -104,7 +104,7 @@ def test_columns_have_the_words_and_keys_of_their_texts(texts: list[str]) -> Non
     assert found == [normalised(text) for text in texts]
     assert tokens.counts.tolist() == [len(words(text)) for text in texts]
     assert keys_of(column, tokens) == [key_of(text) for text in texts]
-    assert key_hashes(column, tokens).tolist() == [int(key_of(text)[:16], 16) for text in texts]
+    assert key_hashes(keys_of(column, tokens)).tolist() == [int(key_of(text)[:16], 16) for text in texts]
 
 
 @given(texts, st.integers(0, 5))
