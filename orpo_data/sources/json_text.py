@@ -60,9 +60,9 @@ def json_records(path: Path, compressed: bool, whole: bool, limits: Limits = LIM
         if whole:
             orjson.loads(head)  # neither an array nor JSON lines: an object over several lines, for example
         while head or (head := _line(data, limits.record)):
-            content = head + _lines_of(data.read(CHUNK), data, limits.record)
-            yield record_table(_lines(content), row)
-            row += content.count(b"\n")
+            lines = _lines(head + _lines_of(data.read(CHUNK), data, limits.record))
+            yield record_table(lines, row)
+            row += len(lines) - 1  # what stands behind the last line break is the next one, or nothing
             head = b""
 
 
@@ -81,7 +81,7 @@ def _lines_of(chunk: bytes, data: Any, limit: int) -> bytes:
     if not chunk or chunk.endswith(b"\n"):
         return chunk
     end = chunk.rfind(b"\n") + 1
-    return chunk[:end] + _line(data, limit, chunk[end:])
+    return b"".join((memoryview(chunk)[:end], _line(data, limit, chunk[end:])))  # copied once
 
 
 def _whole(data: Any, head: bytes, limit: int) -> bytes:
