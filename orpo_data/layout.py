@@ -5,10 +5,6 @@ from dataclasses import dataclass
 
 Roles = tuple[str, ...]
 
-WHITE_SPACE = "".join(map(chr, [*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]))
-WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
-"""What `str.strip` takes off: four control characters more than Unicode's White_Space, which polars takes off."""
-
 
 @dataclass(frozen=True)
 class Slot:

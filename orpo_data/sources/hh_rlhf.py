@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from orpo_data.layout import WHITE_SPACE
 from orpo_data.schema import PAIRS
 from orpo_data.sources.columns import Bools, Fields, Records, Rows, Turns, split_turns_of_many, texts
 from orpo_data.sources.record import Record, Turn, Unparsable, excerpt, split_turns
@@ -24,6 +23,10 @@ LABELS = {"user": "Human", "assistant": "Assistant"}
 MARK = "\x1e"  # ASCII's record separator: parts turns below, so a transcript that holds one is read by itself
 MARKS = {f"\n{cr}\n{label}:": MARK + role[0] for label, role in ROLES.items() for cr in ("", "\r")}
 """LABEL spelled out: what each label becomes while many transcripts are cut at once. No two can overlap."""
+
+WHITE_SPACE = "".join(map(chr, [*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]))
+WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
+"""What `str.strip` takes off: four control characters more than Unicode's White_Space, which polars takes off."""
 
 PART, TRANSCRIPT = pl.col("part"), pl.col("transcript")
 PARTS = (

@@ -41,7 +41,7 @@ class ChatTemplate(Step):
     """
 
     name: ClassVar[str] = "chat_template"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     chat: ChatField = Field(description="Tokenizer and template.")
     control_text: ControlText = Field(default="drop", description="What becomes of text that would be control.")

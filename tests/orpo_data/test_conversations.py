@@ -1,5 +1,6 @@
 """Texts written in columns, against the same written one by one."""
 
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +43,15 @@ def test_rows_with_something_missing_are_not_sound() -> None:
     assert conversations.sound.tolist() == [False] * 6 + [True]
     assert conversations.rows_of(conversations.starts[-1:]).tolist() == [6]
     assert Conversations(column([])).shapes == []
+
+
+def test_blank_is_what_python_strips_to_nothing() -> None:
+    characters = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
+    assert Conversations(column([say(*characters, "", " \x1c\u2003")])).blank.tolist() == [
+        *(not character.strip() for character in characters),
+        True,
+        True,
+    ]
 
 
 texts = st.sampled_from(["", " ", "a", " b\n", "\x1cc\u2003", "é", "\0"]) | st.text(max_size=5)

@@ -1,6 +1,5 @@
 """Templates run with open contents: what they write holds for all contents, or they are seen to look into them."""
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -10,12 +9,12 @@ from typing import Any
 
 import jinja2
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orpo_data.chat import CONTROL_TOKENS, Chat, template_names
 from orpo_data.errors import OrpoError
-from orpo_data.layout import WHITE_SPACE, Layout, Part, Roles, Slot, between, fill, merged
+from orpo_data.layout import Layout, Part, Roles, Slot, between, fill, merged
 from orpo_data.rendering import Renderer, Text
 
 ASK, TALK = ("user",), ("user", "assistant", "user")
@@ -143,10 +142,6 @@ def rendered(chat: Chat, messages: list[dict[str, str]], prompt: int) -> tuple[s
         return None
 
 
-def test_white_space_is_what_python_strips() -> None:
-    assert sorted(WHITE_SPACE) == [c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace() and not c.strip()]
-
-
 # --- text with slots --------------------------------------------------------------------------------------------------
 
 words = st.sampled_from(["", " ", "\n\x1c", "a", " b", "c "])
@@ -258,10 +253,12 @@ def test_a_filled_layout_is_what_the_template_writes(
         assert rendered(chat, talk, prompt) == (fill(layout.prompt, texts), fill(layout.answer, texts))
 
 
+WITH_BRACES = [{"role": "user", "content": "{{ 1 }}"}, {"role": "assistant", "content": "{:>9999}"}]
 asking = [frame(CURIOUS[case] + "{{ m.content }};") for case in CURIOUS if case not in ("chance", "idle text")]
 
 
-@given(st.sampled_from([*asking, *templates]), conversations, st.booleans())
+@given(template=st.sampled_from([*asking, *templates]), talk=conversations, prompt=st.booleans())
+@example(template=frame(CURIOUS["a letter inside a format"]), talk=WITH_BRACES, prompt=False)
 def test_each_conversation_is_rendered_as_by_transformers(
     load: Callable[[str], Chat], template: str, talk: list[dict[str, str]], prompt: bool
 ) -> None:

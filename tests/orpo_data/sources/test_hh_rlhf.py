@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_data.schema import ORIGIN, PAIRS
-from orpo_data.sources.hh_rlhf import EXCLUDE, LABEL, ROLES, format_transcript, parse, parse_transcript
+from orpo_data.sources.hh_rlhf import EXCLUDE, LABEL, ROLES, WHITE_SPACE, format_transcript, parse, parse_transcript
 from orpo_data.sources.record import MissingColumn, Unparsable
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "hh_rlhf"
@@ -310,3 +311,7 @@ def test_huge_transcripts_take_time_in_proportion(text):
     )
     assert (row["chosen"], row["rejected"]) == ([assistant("a")], [assistant("b")])
     assert time.monotonic() - started < 20  # about a second; hours if it were quadratic
+
+
+def test_white_space_is_what_python_strips() -> None:
+    assert sorted(WHITE_SPACE) == [c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace() and not c.strip()]
