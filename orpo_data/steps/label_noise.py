@@ -81,9 +81,8 @@ class LabelNoise(GlobalStep):
         pairs = pair_texts(table)
         prompt = pairs["prompt_text"]
         tokens = word_tokens(prompt)
-        columns = {"source": table["source"], "prompt": pa.array(key_hashes(keys_of(prompt, tokens)))} | _measured(
-            pairs
-        )
+        keys = pa.array(key_hashes(keys_of(prompt, tokens)))
+        columns = {"source": table["source"], "prompt": keys} | _measured(pairs)
         return pa.table(columns | (sketches([prompt], [tokens], self.near) if self.near else {}))
 
     def judge(self, notes: Sequence[pa.Table]) -> Judgement:
