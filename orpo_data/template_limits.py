@@ -68,8 +68,7 @@ class Meter(threading.local):
         numbers = [value for value in values if isinstance(value, int)]
         if max(numbers, default=0) > _MOST_ITEMS:
             raise TemplateLimitError("the template counts too high")
-        format_text = values[0] if name.startswith("format") and values else None  # what it formats may be a message
-        if isinstance(format_text, str) and _WIDE.search(format_text):
+        if name.startswith("format") and values and _WIDE.search(str(values[0])):  # the others may be messages
             raise TemplateLimitError("the template formats too widely")
         if name in _GROWING:
             self.make((sizes[0] + 1) * max(1, *sizes[1:], *numbers))

@@ -77,6 +77,7 @@ LATER = {
     "joining": "{{ (c * 9999).join(range(99999) | map('string')) }}",
     "formatting": "{{ '{:>{}}'.format(c, 9999999999) }}",
     "formatting by a text": "{{ ('{:>' ~ '99999' ~ '99999}').format(c) }}",
+    "formatting by a list": "{{ ['%50000' ~ c | length ~ '00d'] | format(1) }}",
     "slices": "{{ c | slice(1000000000) | list | length }}",
     "ranges": "{% for i in range(99999) %}{% set x = range(99999) | list %}{% endfor %}",
     "slow steps": "{% set x = c * 9999 %}{% for i in range(99999) %}{% if x.count('b') %}{% endif %}{% endfor %}",
