@@ -176,7 +176,8 @@ def conditions(options: argparse.Namespace, checks: list[str]) -> str:
 {processor()}, {options.cores} cores; {versions}. {options.rounds} rounds, medians, in brackets each round; max length \
 {options.max_length}, {options.files} raw files. Tokens of prompt, chosen and rejected, each once, for all sides. By \
 CPU time: pairs per second of CPU time, of all cores together. As `orpo prepare`: with the start and the imports of a \
-command, which the other figures of ours leave out as they do the peer's. {"; ".join(checks)}."""
+command and the opening of the tokenizer, which the other figures of ours leave out as they do the peer's. \
+{"; ".join(checks)}."""
 
 
 def main() -> None:
