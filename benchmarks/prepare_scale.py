@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
 
 
 def prepare(pairs: int, tokenizer: Path, options: argparse.Namespace) -> tuple[Finished, Finished]:
-    """As a command, whose memory is watched, and again without its imports, for how busy tokenize keeps the cores."""
+    """As a command, whose memory is watched, and again as `prepare_ours`, for how busy tokenize keeps the cores."""
     raw = raw_folder("hh-rlhf", options.data, pairs, options.work, files=max(1, pairs // 10_000), words=True)
     folder = options.work / f"scale-{pairs}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -80,7 +80,8 @@ def main() -> None:
     found = {pairs: prepare(pairs, tokenizer, options) for pairs in sorted(options.pairs)}
     print(
         f"{processor()}, {options.cores} cores. `orpo prepare` from its start to its end, steps: {options.steps}; "
-        "memory is resident, of all its processes together. CPU time by wall time of tokenize: without imports.\n\n"
+        "memory is resident, of all its processes together. CPU time by wall time of tokenize: without its imports, "
+        "with its tokenizer open.\n\n"
         f"{markdown(table_rows(found, options.linear_from))}"
     )
 
