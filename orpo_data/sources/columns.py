@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_data.schema import MESSAGE
-from orpo_data.sources.record import FLOAT32_MAX, reach
+from orpo_data.sources.record import FLOAT32_MAX
 
 NULL = type(None)
 ROLE_NAMES = ("user", "assistant", "system")  # Turns hold their places here
@@ -70,6 +70,26 @@ def numbers(values: Sequence[float | None]) -> pl.Series:
     return pl.Series(values, dtype=pl.Float64)
 
 
+def reached(objects: Sequence[Any], column: str) -> list[Any]:
+    """`record.reach` for many objects."""
+    values = get(objects, column)
+    outer, _, inner = column.partition(".")
+    if inner and None in values and dict in (kinds := {*map(type, within := get(objects, outer))}):
+        if len(kinds) > 1:
+            within = [value if type(value) is dict else {} for value in within]
+        return first_of(values, reached(within, inner))
+    return values
+
+
+def first_of(values: list[Any], others: list[Any]) -> list[Any]:
+    """Each value, or the other one where it is null."""
+    if {*map(type, others)} == {NULL}:
+        return values
+    if {*map(type, values)} == {NULL}:
+        return others
+    return [new if old is None else old for old, new in zip(values, others, strict=True)]
+
+
 class Records:
     """As `record.Record`, for many records: each method gives a list, and raises Odd where one row might fail."""
 
@@ -82,17 +102,11 @@ class Records:
     def get(self, name: str) -> list[Any]:
         """The first value there is under any of the names, or null."""
         first, *others = self._names[name]
-        found = self._reach(first)
+        found = reached(self._values, first)
         for column in others:
-            if None in found and {*map(type, more := self._reach(column))} != {NULL}:
-                found = [new if old is None else old for old, new in zip(found, more, strict=True)]
+            if None in found:
+                found = first_of(found, reached(self._values, column))
         return found
-
-    def _reach(self, column: str) -> list[Any]:
-        values = get(self._values, column)
-        if "." in column and None in values:
-            return [reach(record, column) for record in self._values]
-        return values
 
     def text(self, name: str) -> list[str]:
         """Required strings."""
@@ -107,6 +121,8 @@ class Records:
         values = of_type(self.get(name), int, float, NULL)
         if not max(map(abs, filter(None, values)), default=0) <= FLOAT32_MAX:
             raise Odd
+        if int not in {*map(type, values)}:
+            return values
         return [None if value is None else float(value) for value in values]
 
 

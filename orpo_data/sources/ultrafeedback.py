@@ -129,7 +129,8 @@ def rows(fields: Fields) -> Rows:
 
 def _objects(values: Sequence[Any]) -> list[dict[str, Any]]:
     """Objects, empty ones for nulls."""
-    return [value or {} for value in of_type(values, dict, NULL)]
+    objects = of_type(values, dict, NULL)
+    return [value or {} for value in objects] if NULL in {*map(type, objects)} else objects
 
 
 def _aspects(values: Sequence[Any]) -> list[float | None]:

@@ -58,7 +58,7 @@ class Normalise(Step):
         changed = (before != after).select(pl.any_horizontal(*SIDES)).to_series()
         columns = {name: after[name].to_arrow(compat_level=pl.CompatLevel.oldest()) for name in SIDES}
         new_ids = pair_ids(after.filter(changed))
-        columns["id"] = pc.replace_with_mask(table["id"], pa.array(changed, pa.bool_()), new_ids)
+        columns["id"] = pc.replace_with_mask(table["id"], changed.to_arrow(), new_ids)
         kept = pa.table({**{name: table[name] for name in table.schema.names}, **columns}).cast(table.schema)
         return StepOutput(kept, DROPPED.empty_table(), changed=len(new_ids))
 

@@ -2,12 +2,13 @@
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orpo_data.errors import OrpoError
 from orpo_data.schema import PAIRS, RATED
 from orpo_data.sources import SOURCES, check_column_names, check_settings, require_columns
+from orpo_data.sources.columns import reached
 from orpo_data.sources.record import Unparsable, has_column, reach
 
 
@@ -76,6 +77,20 @@ def test_nearest_key():
 )
 def test_dotted_names(record, column, value, there):
     assert (reach(record, column), has_column(record, column)) == (value, there)
+
+
+DOTTED = st.sampled_from(["a", "b", "a.b", "b.a", "a.b.a"])
+OBJECTS = st.recursive(
+    st.dictionaries(DOTTED, st.none() | st.integers(0, 3), max_size=3),
+    lambda inner: st.dictionaries(DOTTED, inner | st.none() | st.integers(0, 3) | st.just("text"), max_size=3),
+    max_leaves=6,
+)
+
+
+@given(records=st.lists(OBJECTS, max_size=5), column=DOTTED)
+@example(records=[{"a": {"b": 1}}, {"a": 2}, {"a": None}, {"a.b": 3}, {}], column="a.b")
+def test_names_in_many_records_reach_what_they_reach_in_each(records, column):
+    assert reached(records, column) == [reach(record, column) for record in records]
 
 
 def test_diverges_is_for_dialogues():
