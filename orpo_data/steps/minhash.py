@@ -81,10 +81,10 @@ def _keys(texts: pl.Series, tokens: Tokens, part: int, many: int) -> Hashes:
     few = np.flatnonzero((counts > 0) & (counts < SHINGLE_WORDS))
     first, last = words[begins[few]], words[begins[few] + counts[few] - 1]
     short = first * ODD[0] + last * ODD[1] + counts[few].astype(np.uint64) * SHORT
-    signs = np.flatnonzero((counts == 0) & (texts != "").to_numpy())
-    signs = signs[[bool(content.strip()) for content in texts.gather(signs).to_list()]]
-    wordless = stable_hashes(content.encode() for content in texts.gather(signs).to_list())
-    rows = np.concatenate([text[whole], few, signs]).astype(np.uint64)
+    unworded = np.flatnonzero((counts == 0) & (texts != "").to_numpy())
+    signs = [row for row in unworded.tolist() if texts[row].strip()]
+    wordless = stable_hashes(texts[row].encode() for row in signs)
+    rows = np.concatenate([text[whole], few, np.array(signs, np.int64)]).astype(np.uint64)
     hashes = mixed(np.concatenate([weighted[whole], short, wordless])) >> HALF
     return (rows * np.uint64(many) + np.uint64(part)) << HALF | hashes
 

@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +16,10 @@ from pipelines.preparation import prepare
 from pipelines.recipe import Recipe
 
 FEW, MANY = 200, 1000
-STEPS = ("normalise={}", "clean.refusal=flag", "clean.personal_data=flag", "dedup={}", "label_noise={}")
+STEPS = (
+    *("normalise={}", "clean.refusal=flag", "clean.personal_data=flag", "dedup={}", "label_noise={}"),
+    *("tokenize.max_length=2000", "tokenize.max_prompt_length=1500"),
+)
 
 
 def text(draw: random.Random, words: int = 12) -> str:
@@ -85,10 +88,9 @@ def test_a_row_more_costs_no_loop(
 
     def run(name: str, count: int) -> Counter[tuple[str, str]]:
         (tmp_path / name).mkdir()
-        records: Iterator[dict[str, Any]] = (row(draw) for _ in range(count))
-        (tmp_path / name / "rows.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
-        source = f'sources=[{{"dataset": "{dataset}", "path": "{tmp_path / name}"}}]'
-        recipe = make_recipe(source, *STEPS, "tokenize.max_length=2000", "tokenize.max_prompt_length=1500")
+        (tmp_path / name / "rows.jsonl").write_text("".join(f"{json.dumps(row(draw))}\n" for _ in range(count)))
+        sources = json.dumps([{"dataset": dataset, "path": str(tmp_path / name)}])
+        recipe = make_recipe(f"sources={sources}", *STEPS)
         return lines_run(lambda: prepare(recipe, tmp_path / name / "out"))
 
     run("first", FEW)  # imports, and what is only found once
