@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from orpo_data.errors import OrpoError
 from orpo_data.pieces import cut, cut_pairs, separators
+from orpo_data.ragged import as_bytes, merge
 from orpo_data.steps.tokens import Hashes, Tokens, among
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
@@ -30,9 +31,9 @@ class _Table(NamedTuple):
     hashes: Hashes  # sorted and distinct
     places: npt.NDArray[np.int32]  # of their pieces in the columns below
     pieces: pa.StringArray
-    ids: pa.ListArray
+    ids: pa.BinaryArray
 
-    def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[pa.BooleanArray, pa.ListArray]:
+    def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[pa.BooleanArray, pa.BinaryArray]:
         """Which of the pieces are known, and the ids of these."""
         if not len(self.hashes):
             return pa.array(np.zeros(len(pieces), np.bool_)), self.ids
@@ -41,7 +42,7 @@ class _Table(NamedTuple):
         known = pc.and_(pa.array(self.hashes[found] == hashes), pc.equal(self.pieces.take(places), pieces))
         return known, self.ids.take(places.filter(known))
 
-    def with_more(self, pieces: pa.StringArray, hashes: Hashes, ids: pa.ListArray) -> "_Table":
+    def with_more(self, pieces: pa.StringArray, hashes: Hashes, ids: pa.BinaryArray) -> "_Table":
         """And those that it does not have yet; of several with one hash only one has a place."""
         hashes, first = np.unique(hashes, return_index=True)
         new = ~among(hashes, self.hashes)
@@ -59,9 +60,7 @@ class _Table(NamedTuple):
         return int(sum(column.nbytes for column in self))
 
 
-_NOTHING = _Table(
-    np.empty(0, np.uint64), np.empty(0, np.int32), pa.array([], pa.string()), pa.array([], pa.list_(pa.int32()))
-)
+_NOTHING = _Table(np.empty(0, np.uint64), np.empty(0, np.int32), pa.array([], pa.string()), pa.array([], pa.binary()))
 
 
 class Encoder:
@@ -79,10 +78,9 @@ class Encoder:
         """Token ids of each text as list<int32>: those of `encode_batch_fast(texts, add_special_tokens=False)`."""
         if self._pairs is None:
             return self._encode_whole(texts.to_pylist())
-        pieces, rows = cut(texts, self._pairs)
+        pieces, bounds = cut(texts, self._pairs)
         coded = pieces.dictionary_encode()
-        ids = self._look_up(coded.dictionary).take(coded.indices)
-        encoded = pa.ListArray.from_arrays(ids.offsets.take(rows), ids.values)
+        encoded = merge(self._look_up(coded.dictionary).take(coded.indices), bounds)
         self._check(texts, encoded)
         return encoded
 
@@ -92,15 +90,15 @@ class Encoder:
         ids = np.fromiter(chain.from_iterable(found), np.int32, count=int(offsets[-1]))
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
 
-    def _look_up(self, pieces: pa.StringArray) -> pa.ListArray:
-        """Ids of distinct pieces; those that are new get into the table."""
+    def _look_up(self, pieces: pa.StringArray) -> pa.BinaryArray:
+        """Ids of distinct pieces, as bytes; those that are new get into the table."""
         hashes = _hashes(pieces)
         known, ids = self._table.find(pieces, hashes)
         if len(ids) == len(pieces):
             return ids
         unknown = pc.invert(known)
         new, more = pieces.filter(unknown), hashes[unknown.to_numpy(zero_copy_only=False)]
-        new_ids = self._encode_pieces(new)
+        new_ids = as_bytes(self._encode_pieces(new))
         with self._lock:
             self._table = (_NOTHING if self._table.bytes > _MEMORY else self._table).with_more(new, more, new_ids)
         order = pc.array_sort_indices(known, order="descending")

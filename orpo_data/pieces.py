@@ -55,7 +55,7 @@ _SPACE = ord(" ")
 _DIGITS = slice(ord("0"), ord("9") + 1)
 
 
-def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, pa.Int32Array]:
+def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
     """The pieces of all texts, and for each text the number of pieces before it, with the number of all at the end."""
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
@@ -64,7 +64,7 @@ def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, pa.Int32Ar
     earlier = np.searchsorted(cuts, ends)
     bounds = np.insert(cuts, earlier, ends)
     pieces = pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(bounds), pa.py_buffer(data))
-    return pieces, pa.array((earlier + np.arange(len(ends))).astype(np.int32))
+    return pieces, earlier + np.arange(len(ends))
 
 
 def _cuts(data: Bytes, start: int, pairs: Pairs) -> npt.NDArray[np.int32]:

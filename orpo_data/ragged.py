@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Counts = npt.NDArray[np.int64]
+Bounds = npt.NDArray[np.integer]
 
 _WIDTH = 4  # bytes of an int32
 
@@ -17,10 +18,20 @@ def as_bytes(lists: pa.ListArray) -> pa.BinaryArray:
 
 def as_lists(rows: pa.BinaryArray) -> pa.ListArray:
     """The reverse of `as_bytes`."""
+    return merge(rows, slice(None))
+
+
+def merge(rows: pa.BinaryArray, bounds: Bounds | slice) -> pa.ListArray:
+    """As lists, each of all rows from one of the bounds to the next; the first bound is 0, the last is their number."""
     _, offsets, data = rows.buffers()
-    ends = np.frombuffer(offsets, np.int32)[rows.offset : rows.offset + len(rows) + 1] // _WIDTH
+    ends = np.frombuffer(offsets, np.int32)[rows.offset : rows.offset + len(rows) + 1][bounds] // _WIDTH
     ids = pa.Array.from_buffers(pa.int32(), int(ends[-1]), [None, data])
     return pa.ListArray.from_arrays(pa.array(ends), ids)
+
+
+def keep(lists: pa.ListArray, mask: pa.BooleanArray) -> pa.ListArray:
+    """The rows for which the mask is true."""
+    return as_lists(as_bytes(lists).filter(mask))
 
 
 def join(*columns: pa.ListArray | list[int]) -> pa.ListArray:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from orpo_data.chat import Messages
-from orpo_data.ragged import Counts, as_bytes, as_lists, join, lengths, split
+from orpo_data.ragged import Counts, as_bytes, as_lists, join, keep, lengths, split
 from orpo_data.schema import TOKENIZED
 from orpo_data.steps.chat_template import ChatField, Failed, set_aside
 from orpo_data.steps.step import Step, StepOutput
@@ -54,12 +54,17 @@ class Truncate(Step):
         for row in np.flatnonzero(same).tolist():
             detail = f"the sides are the same in their first {room[row]} tokens"
             failed.setdefault(row, ("identical_after_truncation", detail))
+        fits, dropped = set_aside(self.name, table, failed)
+        names = table.select(["id", "source"])
+        if failed:
+            mask = pa.array(fits)
+            prompts, chosen, rejected = (keep(ids, mask) for ids in (prompts, chosen, rejected))
+            names, turns_dropped, cut = names.filter(mask), turns_dropped[fits], [side[fits] for side in cut]
         ids = (join(prompts, chosen), join(prompts, rejected), pa.array(lengths(prompts), pa.int32()))
-        columns = (table["id"], *ids, table["source"], turns_dropped, *cut)
-        keep, dropped = set_aside(self.name, table, failed)
+        columns = (names["id"], *ids, names["source"], turns_dropped, *cut)
         kept = pa.table(dict(zip(TOKENIZED.names, columns, strict=True)), schema=TOKENIZED)
-        changed = int(((turns_dropped > 0) | cut[0] | cut[1])[keep].sum())
-        return StepOutput(kept.filter(pa.array(keep)) if failed else kept, dropped, changed=changed)
+        changed = int(((turns_dropped > 0) | cut[0] | cut[1]).sum())
+        return StepOutput(kept, dropped, changed=changed)
 
     def _fit_prompts(self, prompts: pa.ChunkedArray, tokens: Counts) -> tuple[Failed, Shorter]:
         """What becomes of the prompts that are too long."""

@@ -1,12 +1,14 @@
 """Token ids as bytes: Arrow's joins and cuts against Python's."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
+from orpo_data.ragged import as_bytes, as_lists, join, keep, lengths, merge, split
 from orpo_data.schema import TOKEN_IDS
 
 rows = st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4), max_size=6)
@@ -42,6 +44,20 @@ def test_split(lists: pa.ListArray, data: st.DataObject) -> None:
     first, others = split(lists, counts)
     assert first.to_pylist() == [ids[:n] for ids, n in zip(lists.to_pylist(), counts, strict=True)]
     assert others.to_pylist() == [ids[n:] for ids, n in zip(lists.to_pylist(), counts, strict=True)]
+
+
+@given(columns(), st.data())
+def test_merge(lists: pa.ListArray, data: st.DataObject) -> None:
+    rows = lists.to_pylist()
+    bounds = np.array([0, *sorted(data.draw(st.lists(st.integers(0, len(rows))))), len(rows)])
+    merged = [[code for row in rows[start:end] for code in row] for start, end in pairwise(bounds)]
+    assert merge(as_bytes(lists), bounds).to_pylist() == merged
+
+
+@given(columns(), st.data())
+def test_keep(lists: pa.ListArray, data: st.DataObject) -> None:
+    mask = [data.draw(st.booleans()) for _ in range(len(lists))]
+    assert keep(lists, pa.array(mask, pa.bool_())).equals(lists.filter(pa.array(mask, pa.bool_())))
 
 
 def test_more_than_arrow_can_count_is_an_error() -> None:
