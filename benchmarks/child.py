@@ -83,22 +83,25 @@ class Stopwatch:
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # user and system time of this process and of all its children
+    user_seconds: float = 0.0
 
     def __enter__(self) -> Self:
-        self._started = time.perf_counter(), _tree_cpu_seconds()
+        self._started = time.perf_counter(), *_tree_cpu_seconds()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.seconds += time.perf_counter() - self._started[0]
-        self.cpu_seconds += _tree_cpu_seconds() - self._started[1]
+        seconds, (user, system) = time.perf_counter(), _tree_cpu_seconds()
+        self.seconds += seconds - self._started[0]
+        self.cpu_seconds += user + system - self._started[1] - self._started[2]
+        self.user_seconds += user - self._started[1]
 
 
-def _tree_cpu_seconds() -> float:
-    own = psutil.Process()
-    running = (child.cpu_times() for child in own.children(recursive=True))
-    ended = own.cpu_times()
-    children = ended.children_user + ended.children_system + sum(times.user + times.system for times in running)
-    return float(time.process_time() + children)  # psutil's of a process come in hundredths of a second
+def _tree_cpu_seconds() -> tuple[float, float]:
+    """User and system time."""
+    running = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    known = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    user = sum(usage.ru_utime for usage in known) + sum(times.user for times in running)
+    return user, sum(usage.ru_stime for usage in known) + sum(times.system for times in running)
 
 
 def use_cores(count: int) -> None:

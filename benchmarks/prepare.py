@@ -165,6 +165,7 @@ def stage_rows(dataset: str, rounds: list[Round]) -> list[dict[str, str]]:
                 "share": f"{median(answer['stages'][stage]['seconds'] / answer['seconds'] for answer in answers):.0%}",
                 "CPU microseconds a pair": f"{median(time['cpu_seconds'] for time in times) / pairs * 1e6:.1f}",
                 "CPU time / wall time": with_median([time["cpu_seconds"] / time["seconds"] for time in times]),
+                "user time alone": with_median([time["user_seconds"] / time["seconds"] for time in times]),
             }
         )
     return rows

@@ -65,6 +65,7 @@ def table_rows(found: dict[int, tuple[Finished, Finished]], linear_from: int) ->
                 "without mapped files": f"{one.peak_private / MIB:.0f}",
                 "of the least": f"{one.peak / least.peak:.2f}",
                 "tokenize: CPU time / wall time": f"{tokenize['cpu_seconds'] / tokenize['seconds']:.2f}",
+                "user time alone": f"{tokenize['user_seconds'] / tokenize['seconds']:.2f}",
                 "seconds of stages": ", ".join(f"{report['stage']} {report['seconds']:.1f}" for report in reports),
             }
         )
