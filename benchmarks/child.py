@@ -86,22 +86,23 @@ class Stopwatch:
     user_seconds: float = 0.0
 
     def __enter__(self) -> Self:
-        self._started = time.perf_counter(), *_tree_cpu_seconds()
+        self._started = _clocks()
         return self
 
     def __exit__(self, *error: object) -> None:
-        seconds, (user, system) = time.perf_counter(), _tree_cpu_seconds()
-        self.seconds += seconds - self._started[0]
-        self.cpu_seconds += user + system - self._started[1] - self._started[2]
-        self.user_seconds += user - self._started[1]
+        seconds, user, system = (now - then for now, then in zip(_clocks(), self._started, strict=True))
+        self.seconds += seconds
+        self.cpu_seconds += user + system
+        self.user_seconds += user
 
 
-def _tree_cpu_seconds() -> tuple[float, float]:
-    """User and system time."""
+def _clocks() -> tuple[float, float, float]:
+    """Wall, user and system time; that of children that still run in hundredths of a second."""
+    now = time.perf_counter()
     running = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
     known = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     user = sum(usage.ru_utime for usage in known) + sum(times.user for times in running)
-    return user, sum(usage.ru_stime for usage in known) + sum(times.system for times in running)
+    return now, user, sum(usage.ru_stime for usage in known) + sum(times.system for times in running)
 
 
 def use_cores(count: int) -> None:

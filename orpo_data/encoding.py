@@ -31,10 +31,10 @@ class _Table(NamedTuple):
     hashes: Hashes  # sorted and distinct
     places: npt.NDArray[np.int32]  # of their pieces in the columns below
     pieces: pa.StringArray
-    ids: pa.BinaryArray
+    ids: pa.BinaryArray  # as `orpo_data.ragged` has them: bytes are taken faster than lists
 
     def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[pa.BooleanArray, pa.BinaryArray]:
-        """Which of the pieces are known, and the ids of these."""
+        """Which of the pieces are known, and the ids of these, as bytes."""
         if not len(self.hashes):
             return pa.array(np.zeros(len(pieces), np.bool_)), self.ids
         found = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)

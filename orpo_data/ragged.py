@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Counts = npt.NDArray[np.int64]
-Bounds = npt.NDArray[np.integer]
 
 _WIDTH = 4  # bytes of an int32
 
@@ -18,13 +17,13 @@ def as_bytes(lists: pa.ListArray) -> pa.BinaryArray:
 
 def as_lists(rows: pa.BinaryArray) -> pa.ListArray:
     """The reverse of `as_bytes`."""
-    return merge(rows, slice(None))
+    return merge(rows, np.arange(len(rows) + 1))
 
 
-def merge(rows: pa.BinaryArray, bounds: Bounds | slice) -> pa.ListArray:
+def merge(rows: pa.BinaryArray, bounds: Counts) -> pa.ListArray:
     """As lists, each of all rows from one of the bounds to the next; the first bound is 0, the last is their number."""
     _, offsets, data = rows.buffers()
-    ends = np.frombuffer(offsets, np.int32)[rows.offset : rows.offset + len(rows) + 1][bounds] // _WIDTH
+    ends = np.frombuffer(offsets, np.int32)[rows.offset + bounds] // _WIDTH
     ids = pa.Array.from_buffers(pa.int32(), int(ends[-1]), [None, data])
     return pa.ListArray.from_arrays(pa.array(ends), ids)
 
