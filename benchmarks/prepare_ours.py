@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.child import Stopwatch, question
 from orpo_data.errors import OrpoError
-from orpo_data.garbage import few_full_collections
+from orpo_data.process import few_full_collections
 from orpo_data.unopened import UnopenedChat
 from orpo_data.verification import verify
 from pipelines import stages
@@ -41,7 +41,7 @@ def measure(recipe: str, tokenizer: str, output: str) -> dict[str, Any]:
         import_module(module)
     AutoTokenizer.from_pretrained(tokenizer)  # imports more
     watches = {name: Stopwatch() for name in (OPEN, *STAGES, "verify")}
-    with few_full_collections(), watches[OPEN]:  # as in a stage
+    with few_full_collections, watches[OPEN]:  # as in a stage
         assert UnopenedChat(tokenizer).control_tokens
     for name in STAGES:
         setattr(stages, name, timed(getattr(stages, name), watches[name]))

@@ -16,8 +16,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from orpo_data.mapped import trim
 from orpo_data.parts import PartRun, RunParts, Segment, run_here
+from orpo_data.process import trim
 from pipelines.recipe import RunnerConfig
 
 TASK_BYTES = 1 << 28  # that a task reads, about

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_data.manifest import FORMAT_VERSION, Input, PartRecord, StepCounts, Tally, digest
-from orpo_data.mapped import let_go, trim
+from orpo_data.mapped import let_go
 from orpo_data.parts import Part, PartRun, RunParts, Segment, run_here, segments_of
+from orpo_data.process import trim
 from orpo_data.reuse import Earlier, EarlierPart, NoteCache, open_notes
 from orpo_data.shards import open_shard
 from orpo_data.steps.step import AnyStep, Step

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 
 from orpo_data.encoding import Encoder
 from orpo_data.errors import OrpoError, UsageError
-from orpo_data.garbage import few_full_collections
 from orpo_data.layout import Layout, Roles, fill
 from orpo_data.manifest import digest
+from orpo_data.process import few_full_collections
 from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
 from orpo_data.rendering import TEMPLATE_ERRORS, Renderer
 from orpo_data.template_limits import step_limit
@@ -112,7 +112,7 @@ class Chat:
         # a model's length limit is not ours: its warning about long inputs would only mislead
         logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
         try:
-            with few_full_collections():
+            with few_full_collections:
                 from transformers import AutoTokenizer  # imports torch
 
                 config = model_of(tokenizer, tokenizer_folder(tokenizer, revision))

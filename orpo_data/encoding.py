@@ -5,6 +5,7 @@ around them (`orpo_data.pieces` says why); the tokenizer sees each distinct piec
 from a table. It is shown many of them as one text, with an added token between, at whose ids they are parted again.
 """
 
+from collections.abc import Sequence
 from itertools import chain
 from threading import Lock
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from orpo_data.ragged import as_bytes, merge
 from orpo_data.steps.tokens import Hashes, Tokens, among
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
+_LATEST = 1 << 20  # bytes of the latest pieces, which have a table of their own: to add to one is to copy it
 _TOGETHER = 200  # pieces that are shown to the tokenizer as one text: alone each takes it nearly twice as long
 _CHECKED = 4096  # one text in so many is also encoded whole, and the 1st, 2nd, 4th, 8th and so on before
 
@@ -33,26 +35,32 @@ class _Table(NamedTuple):
     pieces: pa.StringArray
     ids: pa.BinaryArray  # as `orpo_data.ragged` has them: bytes are taken faster than lists
 
+    @classmethod
+    def of(cls, pieces: pa.StringArray, hashes: Hashes, ids: pa.BinaryArray) -> "_Table":
+        """Of several pieces with one hash only one has a place."""
+        hashes, first = np.unique(hashes, return_index=True)
+        return cls(hashes, first.astype(np.int32), pieces, ids)
+
     def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[pa.BooleanArray, pa.BinaryArray]:
         """Which of the pieces are known, and the ids of these, as bytes."""
         if not len(self.hashes):
             return pa.array(np.zeros(len(pieces), np.bool_)), self.ids
-        found = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        found, order = np.empty(len(hashes), np.int64), np.argsort(hashes)
+        found[order] = np.searchsorted(self.hashes, hashes[order])  # four times as fast in order
+        np.minimum(found, len(self.hashes) - 1, out=found)
         places = pa.array(self.places[found])
         known = pc.and_(pa.array(self.hashes[found] == hashes), pc.equal(self.pieces.take(places), pieces))
         return known, self.ids.take(places.filter(known))
 
-    def with_more(self, pieces: pa.StringArray, hashes: Hashes, ids: pa.BinaryArray) -> "_Table":
-        """And those that it does not have yet; of several with one hash only one has a place."""
-        hashes, first = np.unique(hashes, return_index=True)
-        new = ~among(hashes, self.hashes)
-        hashes, taken = hashes[new], pa.array(first[new])
-        at = np.searchsorted(self.hashes, hashes)
+    def with_more(self, other: "_Table") -> "_Table":
+        """And the pieces of `other` whose hashes are not here yet."""
+        new = ~among(other.hashes, self.hashes)
+        at = np.searchsorted(self.hashes, other.hashes[new])
         return _Table(
-            np.insert(self.hashes, at, hashes),
-            np.insert(self.places, at, np.arange(len(hashes)) + len(self.pieces)),
-            pa.concat_arrays([self.pieces, pieces.take(taken)]),
-            pa.concat_arrays([self.ids, ids.take(taken)]),
+            np.insert(self.hashes, at, other.hashes[new]),
+            np.insert(self.places, at, other.places[new] + len(self.pieces)),
+            pa.concat_arrays([self.pieces, other.pieces]),
+            pa.concat_arrays([self.ids, other.ids]),
         )
 
     @property
@@ -70,7 +78,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._pairs = cut_pairs(tokenizer)
         self._separators = separators(tokenizer)
-        self._table = _NOTHING
+        self._tables = (_NOTHING, _NOTHING)  # the latest pieces are in the second one
         self._seen = 0  # texts
         self._lock = Lock()
 
@@ -80,7 +88,8 @@ class Encoder:
             return self._encode_whole(texts.to_pylist())
         pieces, bounds = cut(texts, self._pairs)
         coded = pieces.dictionary_encode()
-        encoded = merge(self._look_up(coded.dictionary).take(coded.indices), bounds)
+        ids = self._look_up(coded.dictionary, _hashes(coded.dictionary), self._tables)
+        encoded = merge(ids.take(coded.indices), bounds)
         self._check(texts, encoded)
         return encoded
 
@@ -90,19 +99,28 @@ class Encoder:
         ids = np.fromiter(chain.from_iterable(found), np.int32, count=int(offsets[-1]))
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
 
-    def _look_up(self, pieces: pa.StringArray) -> pa.BinaryArray:
-        """Ids of distinct pieces, as bytes; those that are new get into the table."""
-        hashes = _hashes(pieces)
-        known, ids = self._table.find(pieces, hashes)
+    def _look_up(self, pieces: pa.StringArray, hashes: Hashes, tables: Sequence[_Table]) -> pa.BinaryArray:
+        """Ids of distinct pieces, as bytes; those that are in none of the tables get into one."""
+        if not tables:
+            ids = as_bytes(self._encode_pieces(pieces))
+            self._learn(_Table.of(pieces, hashes, ids))
+            return ids
+        known, ids = tables[0].find(pieces, hashes)
         if len(ids) == len(pieces):
             return ids
         unknown = pc.invert(known)
-        new, more = pieces.filter(unknown), hashes[unknown.to_numpy(zero_copy_only=False)]
-        new_ids = as_bytes(self._encode_pieces(new))
-        with self._lock:
-            self._table = (_NOTHING if self._table.bytes > _MEMORY else self._table).with_more(new, more, new_ids)
+        others = hashes[unknown.to_numpy(zero_copy_only=False)]
+        ids = pa.concat_arrays([ids, self._look_up(pieces.filter(unknown), others, tables[1:])])
         order = pc.array_sort_indices(known, order="descending")
-        return pa.concat_arrays([ids, new_ids]).take(pa.array(np.argsort(order.to_numpy())))
+        return ids.take(pa.array(np.argsort(order.to_numpy())))
+
+    def _learn(self, new: _Table) -> None:
+        with self._lock:
+            known, latest = self._tables
+            latest = latest.with_more(new)
+            if latest.bytes > _LATEST:
+                known, latest = (_NOTHING if known.bytes > _MEMORY else known).with_more(latest), _NOTHING
+            self._tables = known, latest
 
     def _encode_pieces(self, pieces: pa.StringArray) -> pa.ListArray:
         """As `_encode_whole`, which has a price for each text: here many stand in one, behind an added token each."""

@@ -1,6 +1,5 @@
-"""Arrow stream files mapped into memory, and memory that the system gets back while a long run goes on."""
+"""Arrow stream files mapped into memory, and out of it again while a long run goes on."""
 
-import ctypes
 import mmap
 from pathlib import Path
 from threading import Lock
@@ -35,9 +34,3 @@ def let_go() -> None:
         maps = list(_MAPS)
     for mapped in maps:
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def trim() -> None:
-    """Have the C library return the memory that it keeps of what was freed; one that cannot has nothing to say."""
-    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # glibc, where arrays of a million rows leave 100 MB
-        library.malloc_trim(0)

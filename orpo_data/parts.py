@@ -10,7 +10,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -22,14 +21,12 @@ import pyarrow.compute as pc
 
 from orpo_data.batches import batches_of
 from orpo_data.cache import deliver
-from orpo_data.garbage import few_full_collections
 from orpo_data.manifest import Shard, Tally
 from orpo_data.places import file_sha256, make_folder
+from orpo_data.process import few_full_collections, freed_memory_kept, tokenizing_in_own_threads
 from orpo_data.shards import open_shard, read_shard
 from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
 from orpo_data.writing import ShardWriter, StreamFile, WrittenShard, canonical
-
-_TOKENIZERS_POOL = "TOKENIZERS_PARALLELISM"
 
 
 class Part(Protocol):
@@ -196,7 +193,8 @@ class RunParts(Protocol):
         """`progress` is called with numbers of rows read from parts, which add up to all of them."""
 
 
-@few_full_collections()
+@few_full_collections
+@freed_memory_kept
 def run_here(
     segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
 ) -> Sequence[PartRun]:
@@ -208,7 +206,7 @@ def run_here(
 
     batches = ((run, *batch) for run in runs for batch in run.batches(segment, batch_rows))
     left = list(runs)
-    with _tokenizing_in_own_threads(), ThreadPoolExecutor(workers) as pool:
+    with tokenizing_in_own_threads, ThreadPoolExecutor(workers) as pool:
         finished = _in_order(pool, workers + 1, work, batches)
         for run, results in groupby(finished, key=lambda item: item[0][0]):
             with _Sink(segment, run) as sink:
@@ -221,22 +219,6 @@ def run_here(
         with _Sink(segment, run):
             pass
     return runs
-
-
-@contextmanager
-def _tokenizing_in_own_threads() -> Iterator[None]:
-    """Have the package tokenizers work in the thread that calls it, unless the user said otherwise.
-
-    Its own pool of threads is for who calls it from one: several would wait for that pool, with cores idle.
-    """
-    if _TOKENIZERS_POOL in os.environ:
-        yield
-        return
-    os.environ[_TOKENIZERS_POOL] = "false"  # it looks there at every call
-    try:
-        yield
-    finally:
-        os.environ.pop(_TOKENIZERS_POOL, None)
 
 
 Batch = tuple[PartRun, pa.Table, pa.Table | None]

@@ -19,10 +19,9 @@ from orpo_data.batches import BATCH_ROWS
 from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
 from orpo_data.folders import refuse_foreign_folder
-from orpo_data.garbage import few_full_collections
 from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
-from orpo_data.mapped import trim
 from orpo_data.parts import RunParts, run_here
+from orpo_data.process import few_full_collections, freed_memory_kept, trim
 from orpo_data.reuse import Earlier, NoteCache, write_part_records
 from orpo_data.shards import check_sizes
 from orpo_data.verification import content_hash
@@ -51,7 +50,8 @@ class StageReport:
     diff: dict[str, Any] = field(default_factory=dict, compare=False)  # from the rows it replaced, where reviewed
 
 
-@few_full_collections()
+@few_full_collections
+@freed_memory_kept
 def run_stage(
     stage: str,
     output: Path,

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from orpo_data.errors import UsageError
-from orpo_data.garbage import few_full_collections
 from orpo_data.locking import running
+from orpo_data.process import few_full_collections
 from orpo_data.stage import StageReport
 from pipelines import stages
 from pipelines.layout import Layout
@@ -12,7 +12,7 @@ from pipelines.recipe import Recipe
 from pipelines.stages import Progress, quiet
 
 
-@few_full_collections()
+@few_full_collections
 def prepare(recipe: Recipe, output: str | Path, progress: Progress = quiet) -> list[StageReport]:
     """Run every data stage of `recipe` into folders below `output`; stages that are up to date are left alone.
 

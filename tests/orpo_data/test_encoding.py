@@ -3,10 +3,12 @@ import json
 import os
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -267,8 +269,31 @@ def test_very_long_words_and_runs(tokenizer, encoder):
     assert encoder.encode(pa.array(texts)).to_pylist() == whole(tokenizer, texts)
 
 
+@pytest.mark.parametrize("latest", [0, 500, 1 << 20])
+def test_a_piece_is_seen_by_the_tokenizer_once_whichever_table_it_is_in(gpt2, monkeypatch, latest):
+    monkeypatch.setattr(encoding, "_LATEST", latest)
+    spy = Spy(gpt2)
+    encoder = Encoder(spy)
+    for start in (*range(0, 100, 10), 95, 0, 45):
+        texts = [f"number {i} of many" for i in range(start, start + 10)]
+        assert encoder.encode(pa.array(texts)).to_pylist() == whole(gpt2, texts)
+    new = "".join(text for text in spy.seen if not text.startswith("number"))  # without the sample of whole texts
+    seen = Counter(new.split(next(iter(separators(gpt2))))[1:])
+    assert {"number", " of", " 0", " 9", " 99", " 104"} <= {*seen}
+    assert seen.total() == len(seen)
+
+
+@given(batches=st.lists(st.lists(HOSTILE, max_size=4), max_size=6), latest=st.integers(0, 500), memory=st.integers(0))
+def test_ids_are_the_same_however_small_the_tables(gpt2, batches, latest, memory):
+    with mock.patch.multiple(encoding, _LATEST=latest, _MEMORY=memory):
+        encoder = Encoder(gpt2)
+        for texts in batches:
+            assert encoder.encode(pa.array(texts, pa.string())).to_pylist() == whole(gpt2, texts)
+
+
 def test_table_is_begun_anew_when_full(gpt2, monkeypatch):
     monkeypatch.setattr(encoding, "_MEMORY", 8_000)
+    monkeypatch.setattr(encoding, "_LATEST", 2_000)
     spy = Spy(gpt2)
     encoder = Encoder(spy)
     for start in range(0, 1000, 50):
@@ -276,8 +301,9 @@ def test_table_is_begun_anew_when_full(gpt2, monkeypatch):
         assert encoder.encode(pa.array(texts)).to_pylist() == whole(gpt2, texts)
     pieces = [text for text in spy.seen if not text.startswith("number")]  # without the sample of whole texts
     assert 2 < "".join(pieces).count(" of") < 20
-    assert encoder._table.bytes < 30_000
-    assert len(encoder._table.ids) == len(encoder._table.pieces)
+    for table, most in zip(encoder._tables, (30_000, 2_000), strict=True):
+        assert table.bytes <= most
+        assert len(table.ids) == len(table.pieces)
 
 
 @given(texts=st.sets(HOSTILE, max_size=12).map(sorted))

@@ -1,6 +1,5 @@
 """Mapped files: their rows stay readable when their memory is given back."""
 
-import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from orpo_data.mapped import let_go, map_stream, trim
+from orpo_data.mapped import let_go, map_stream
 
 TABLE = pa.table({"n": pa.array(range(1_000_000), pa.int64())})
 
@@ -62,15 +61,6 @@ def test_a_file_is_opened_without_staying_in_memory(tmp_path: Path) -> None:
     table = map_stream(file)
     assert resident("RssFile") - before < 1_000  # of 8 MB, on every page of which a batch begins nearby
     assert table.equals(TABLE)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give back by themselves, or not at all")
-def test_what_was_freed_does_not_stay_in_memory() -> None:
-    blocks = [bytes(2_000) for _ in range(50_000)]
-    full = resident("RssAnon")
-    blocks[:-1] = []  # the last one keeps what lies below it from being given back at once
-    trim()
-    assert full - resident("RssAnon") > 80_000  # of 100 MB
 
 
 def test_a_file_without_a_table_is_an_error(tmp_path: Path) -> None:
