@@ -30,6 +30,7 @@ from orpo_train.evaluate import evaluate, load_tokenizer
 from orpo_train.reward import is_reward_model
 from orpo_train.reward_evaluation import evaluate_reward
 from pipelines.judging import judge_models
+from pipelines.layout import Layout
 from pipelines.reading import HeldOut, rows_with_texts
 from pipelines.recipe import EvaluateConfig, JudgeConfig
 from pipelines.training import check_model, fetch_model, model_fingerprint
@@ -144,7 +145,9 @@ def _model_inputs(model_dir: Path, output: Path) -> tuple[list[Input], Path | No
 def _model_input(folder: Path, output: Path) -> Input:
     """A model folder, with its place where it was trained here and so has a history."""
     if not (folder / "config.json").is_file():
-        raise OrpoError(f"{folder}: no model folder (it has no config.json)")
+        inside = Layout(folder).model
+        hint = f"; its model is in {inside}" if (inside / "config.json").is_file() else ""
+        raise OrpoError(f"{folder}: no model folder (it has no config.json){hint}")
     here = fetch_folder(folder)
     check_model(here)
     own = (here / "train.json").is_file()

@@ -185,6 +185,12 @@ def test_folder_without_a_model_is_named(prepared, tmp_path):
         evaluate_model(prepared / "clean", prepared / "tokenize", tmp_path / "evaluate", SETTINGS)
 
 
+def test_the_folder_of_a_run_names_that_of_its_model(trained, prepared, tmp_path):
+    shutil.copytree(trained.path, tmp_path / "run" / "model")
+    with pytest.raises(OrpoError, match=rf"run: no model folder .*; its model is in {tmp_path}/run/model$"):
+        evaluate_model(tmp_path / "run", prepared / "tokenize", tmp_path / "evaluate", SETTINGS)
+
+
 @pytest.mark.parametrize("victim", ["tokenize", "clean"])
 def test_a_dataset_is_not_replaced_by_an_evaluation(trained, own_run, snapshot, victim):
     before = snapshot(own_run)
