@@ -23,7 +23,12 @@ from orpo_data.batches import batches_of
 from orpo_data.cache import deliver
 from orpo_data.manifest import Shard, Tally
 from orpo_data.places import file_sha256, make_folder
-from orpo_data.process import few_full_collections, freed_memory_kept, tokenizing_in_own_threads
+from orpo_data.process import (
+    few_full_collections,
+    freed_memory_kept,
+    threads_allocate_apart,
+    tokenizing_in_own_threads,
+)
 from orpo_data.shards import open_shard, read_shard
 from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
 from orpo_data.writing import ShardWriter, StreamFile, WrittenShard, canonical
@@ -199,6 +204,7 @@ def run_here(
     segment: Segment, runs: Sequence[PartRun], batch_rows: int, progress: Callable[[int], None]
 ) -> Sequence[PartRun]:
     """Batches of all parts side by side in the threads of this process, what they come to written in their order."""
+    threads_allocate_apart()
     workers = os.cpu_count() or 1
 
     def work(run: PartRun, table: pa.Table, verdicts: pa.Table | None) -> Applied:

@@ -4,12 +4,15 @@ import gc
 import os
 import platform
 import resource
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,10 +21,17 @@ import pyarrow.compute as pc
 import pytest
 from transformers import AutoTokenizer
 
+from orpo_data import process
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.parts import PartRun, run_here, segments_of
-from orpo_data.process import few_full_collections, freed_memory_kept, tokenizing_in_own_threads, trim
+from orpo_data.process import (
+    few_full_collections,
+    freed_memory_kept,
+    threads_allocate_apart,
+    tokenizing_in_own_threads,
+    trim,
+)
 
 
 @pytest.fixture
@@ -212,6 +222,43 @@ def test_what_the_c_library_keeps_can_be_given_back() -> None:
     blocks[:-1] = []  # the last one keeps what lies below it from being given back at once
     trim()
     assert full - own_memory() > 80 * MB  # of 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have no limit that could be set")
+def test_any_number_of_threads_allocate_apart(tmp_path: Path) -> None:
+    program = f"""
+import ctypes, re, threading
+from orpo_data.process import threads_allocate_apart
+threads_allocate_apart()
+library = ctypes.CDLL(None)
+library.malloc.restype = library.fopen.restype = ctypes.c_void_p
+threads = 8 * {os.cpu_count()} + 8
+working = threading.Barrier(threads + 1)
+for _ in range(threads):
+    threading.Thread(target=lambda: (library.malloc(10_000), working.wait(), working.wait())).start()
+working.wait()
+file = ctypes.c_void_p(library.fopen(b"{tmp_path / "memory.xml"}", b"w"))
+library.malloc_info(0, file)
+library.fclose(file)
+working.wait()
+print(threads, open("{tmp_path / "memory.xml"}").read().count("<heap nr"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    threads, parts = map(int, done.stdout.split())
+    assert parts > threads
+
+
+def test_how_many_parts_of_memory_there_are_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *option: set_to.append(option))
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: library)
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    threads_allocate_apart()
+    assert len(set_to) == 1
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    threads_allocate_apart()
+    assert len(set_to) == 1
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
