@@ -214,15 +214,28 @@ class Chat:
         """Token ids of each text, nothing added."""
         return self._encoder.encode(texts)
 
+    def encode_pairs(
+        self, prompts: pa.StringArray, chosen: pa.StringArray, rejected: pa.StringArray
+    ) -> tuple[pa.ListArray, pa.ListArray, pa.ListArray]:
+        """`encode_prompts` of the prompts and `encode_answers` of both sides."""
+        if self._header:  # such a tokenizer gets whole texts, and there is nothing to share
+            return self.encode_prompts(prompts), self.encode_answers(chosen), self.encode_answers(rejected)
+        asked, *answers = self._encoder.encode_all([prompts, chosen, rejected])
+        return self._begun(asked), *map(self._ended, answers)
+
     def encode_prompts(self, texts: pa.StringArray) -> pa.ListArray:
         """Ids of rendered prompts, with the tokenizer's own start token once."""
-        ids = self.encode(texts)
-        return ids if self.bos_id is None else join([self.bos_id], ids)
+        return self._begun(self.encode(texts))
 
     def encode_answers(self, texts: pa.StringArray) -> pa.ListArray:
         """Ids of rendered answers as they are behind the assistant's header, each with one end of turn."""
-        ids = self._encode_behind(self._header, texts) if self._header else self.encode(texts)
-        return join(ids, [self.end_of_turn_id])
+        return self._ended(self._encode_behind(self._header, texts) if self._header else self.encode(texts))
+
+    def _begun(self, prompts: pa.ListArray) -> pa.ListArray:
+        return prompts if self.bos_id is None else join([self.bos_id], prompts)
+
+    def _ended(self, answers: pa.ListArray) -> pa.ListArray:
+        return join(answers, [self.end_of_turn_id])
 
     def _encode_behind(self, header: str, texts: pa.StringArray) -> pa.ListArray:
         """Ids of each text as they are behind `header`.

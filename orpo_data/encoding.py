@@ -84,13 +84,19 @@ class Encoder:
 
     def encode(self, texts: pa.StringArray) -> pa.ListArray:
         """Token ids of each text as list<int32>: those of `encode_batch_fast(texts, add_special_tokens=False)`."""
+        [ids] = self.encode_all([texts])
+        return ids
+
+    def encode_all(self, columns: Sequence[pa.StringArray]) -> list[pa.ListArray]:
+        """`encode` of each column; what they have in common is looked up once."""
         if self._pairs is None:
-            return self._encode_whole(texts.to_pylist())
-        pieces, bounds = cut(texts, self._pairs)
-        coded = pieces.dictionary_encode()
-        ids = self._look_up(coded.dictionary, _hashes(coded.dictionary), self._tables)
-        encoded = merge(ids.take(coded.indices), bounds)
-        self._check(texts, encoded)
+            return [self._encode_whole(texts.to_pylist()) for texts in columns]
+        parted = [cut(texts, self._pairs) for texts in columns]
+        distinct, places = _distinct([pieces for pieces, _ in parted])
+        ids = self._look_up(distinct, _hashes(distinct), self._tables)
+        encoded = [merge(ids.take(own), bounds) for own, (_, bounds) in zip(places, parted, strict=True)]
+        for column in zip(columns, encoded, strict=True):
+            self._check(*column)
         return encoded
 
     def _encode_whole(self, texts: list[str]) -> pa.ListArray:
@@ -150,6 +156,14 @@ class Encoder:
                 "tokenize.tokenizer: a text cut in pieces has other ids than the whole: the installed version of the "
                 "package tokenizers splits texts in an unknown way; install the one that constraints.txt names"
             )
+
+
+def _distinct(columns: Sequence[pa.StringArray]) -> tuple[pa.StringArray, list[pa.Int32Array]]:
+    """The distinct values of all columns, and for each column the places of its own among them."""
+    chunks = pa.chunked_array(columns, pa.string()).dictionary_encode().chunks  # an empty column has none
+    values = chunks[0].dictionary if chunks else pa.array([], pa.string())
+    places = (chunk.indices for chunk in chunks)
+    return values, [next(places) if len(column) else pa.array([], pa.int32()) for column in columns]
 
 
 def _hashes(pieces: pa.StringArray) -> Hashes:

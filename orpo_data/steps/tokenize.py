@@ -5,7 +5,7 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from orpo_data.schema import DROPPED, ENCODED
+from orpo_data.schema import DROPPED, ENCODED, SIDES
 from orpo_data.steps.chat_template import ChatField
 from orpo_data.steps.step import Step, StepOutput
 
@@ -20,7 +20,7 @@ class Tokenize(Step):
 
     def apply(self, table: pa.Table) -> StepOutput:
         columns = {name: table[name] for name in ENCODED.names if name in table.schema.names}
-        columns["prompt_ids"] = self.chat.encode_prompts(table["prompt_text"].combine_chunks())
-        for side in ("chosen", "rejected"):
-            columns[f"{side}_response_ids"] = self.chat.encode_answers(table[f"{side}_text"].combine_chunks())
+        prompts, chosen, rejected = (table[f"{side}_text"].combine_chunks() for side in SIDES)
+        ids = self.chat.encode_pairs(prompts, chosen, rejected)
+        columns |= zip(("prompt_ids", "chosen_response_ids", "rejected_response_ids"), ids, strict=True)
         return StepOutput(pa.table(columns).select(ENCODED.names).cast(ENCODED), DROPPED.empty_table())

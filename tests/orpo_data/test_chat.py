@@ -48,6 +48,39 @@ def test_the_tokenizers_own_template(chat_tokenizer_dir: Path) -> None:
     assert chat.end_of_turn_id == chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
+@pytest.fixture(scope="module")
+def prefixing_tokenizer_dir(chat_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It puts a space before the first word of a text."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "prefixing"
+    shutil.copytree(chat_tokenizer_dir, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_behind_the_header_an_answer_has_no_space_before_it(prefixing_tokenizer_dir: Path) -> None:
+    chat = Chat.load(str(prefixing_tokenizer_dir))
+    prompt, response = sequence(chat, ASK, REPLY)
+    whole = chat.tokenizer.apply_chat_template([*ASK, *REPLY], tokenize=True, return_dict=False)
+    assert prompt + response == whole[: len(prompt + response)]
+    assert response != [*chat.encode(pa.array(["Twice."]))[0].as_py(), chat.end_of_turn_id]
+
+
+TEXTS = st.text("ab \n'1é<|>", max_size=8)
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain", "prefixing"])
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), max_size=4))
+def test_a_pair_is_encoded_like_its_texts(
+    kind: str, request: pytest.FixtureRequest, rows: list[tuple[str, str, str]]
+) -> None:
+    chat = Chat.load(str(request.getfixturevalue(f"{kind}_tokenizer_dir")), None if kind != "plain" else "hh")
+    prompts, chosen, rejected = (pa.array([row[i] for row in rows], pa.string()) for i in range(3))
+    apart = chat.encode_prompts(prompts), chat.encode_answers(chosen), chat.encode_answers(rejected)
+    assert all(map(pa.ListArray.equals, chat.encode_pairs(prompts, chosen, rejected), apart))
+
+
 def test_threads_that_meet_the_same_roles_find_their_layout_once(
     chat_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

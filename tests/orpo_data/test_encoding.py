@@ -259,7 +259,23 @@ def test_corpus_is_exact_and_seen_by_the_tokenizer_once(tokenizer):
     assert spy.seen == [CORPUS[16 - len(CORPUS)]]
 
 
+@given(columns=st.lists(st.lists(HOSTILE, max_size=4), max_size=4))
+def test_several_columns_are_encoded_like_each(tokenizer, encoder, columns):
+    encoded = encoder.encode_all([pa.array(texts, pa.string()) for texts in columns])
+    assert [ids.to_pylist() for ids in encoded] == [whole(tokenizer, texts) for texts in columns]
+
+
+def test_what_columns_have_in_common_is_seen_by_the_tokenizer_once(gpt2):
+    spy = Spy(gpt2)
+    columns = [["one and two"], ["two and three"], ["three and one"]]
+    encoded = Encoder(spy).encode_all([pa.array(texts) for texts in columns])
+    assert [ids.to_pylist() for ids in encoded] == [whole(gpt2, texts) for texts in columns]
+    seen = spy.seen[0].split(next(iter(separators(gpt2))))[1:]
+    assert sorted(seen) == sorted({"one", "two", "three", " and", " one", " two", " three"})
+
+
 def test_empty_columns(encoder):
+    assert encoder.encode_all([]) == []
     assert encoder.encode(pa.array([], pa.string())).to_pylist() == []
     assert encoder.encode(pa.array(["", ""])).to_pylist() == [[], []]
 
