@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orpo_data.layout import Layout, Parts, Roles
+from orpo_data.layout import Layout, Part, Parts, Roles
 from orpo_data.ragged import as_bytes
 
 Rows = npt.NDArray[np.int64]
@@ -69,16 +69,15 @@ Find = Callable[[Roles, Roles], Layout | None]
 
 def lay_out(prompts: Conversations, answers: Conversations, find: Find) -> list[Group]:
     """The rows for which there is a layout, by their roles; `find` gives that of a prompt's and an answer's roles."""
-    sound = prompts.sound & answers.sound
-    answer_shapes = len(answers.shapes)
-    keys, which = np.unique(prompts.shape * answer_shapes + answers.shape, return_inverse=True)
-    members = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which, minlength=len(keys))))
+    sound = np.flatnonzero(prompts.sound & answers.sound)
+    shapes = (prompts.shape * len(answers.shapes) + answers.shape)[sound]
+    keys, which, counts = np.unique(shapes, return_inverse=True, return_counts=True)
+    members = np.split(sound[np.argsort(which, kind="stable")], np.cumsum(counts))
     found = []
     for key, rows in zip(keys.tolist(), members[:-1], strict=True):
-        rows = rows[sound[rows]]
-        roles = prompts.shapes[key // answer_shapes], answers.shapes[key % answer_shapes]
-        if layout := find(*roles) if len(rows) else None:
-            turns = len(roles[0])
+        asked, said = divmod(key, len(answers.shapes))
+        if layout := find(prompts.shapes[asked], answers.shapes[said]):
+            turns = len(prompts.shapes[asked])
             for message in layout.filled:
                 column, place = (prompts, message) if message < turns else (answers, message - turns)
                 rows = rows[~column.blank[column.starts[rows] + place]]
@@ -91,20 +90,21 @@ def write(groups: Sequence[Group], side: Side, prompts: Conversations, answers: 
 
     The pieces of all texts are gathered in one array: a row's text is the stretch of its bytes that the row's lie in.
     """
-    parts = [group.layout.prompt if side == "prompt" else group.layout.answer for group in groups]
-    counts = np.zeros(len(prompts.sound), np.int64)
-    for group, own in zip(groups, parts, strict=True):
-        counts[group.rows] = len(own)
+    rows, pool, parts, sizes = len(prompts.sound), _Pool(prompts, answers), list[tuple[int, int]](), [0]
+    of = np.zeros(rows, np.int64)  # each row's group, counted from 1: no parts are of 0
+    for number, group in enumerate(groups, 1):
+        of[group.rows] = number
+        own = pool.places(group.layout.prompt if side == "prompt" else group.layout.answer, group.turns)
+        parts += own
+        sizes.append(len(own))
+    counts, begins = np.array(sizes)[of], (np.cumsum(sizes) - sizes)[of]
     ends = np.cumsum(counts)
-    pieces, pool = np.empty(counts.sum(), np.int64), _Pool(prompts, answers)
-    for group, own in zip(groups, parts, strict=True):
-        rows = group.rows
-        at = (ends - counts)[rows][:, None] + np.arange(len(own))
-        owners, places = pool.places(own, group.turns)
-        pieces[at] = np.stack([np.zeros_like(rows), prompts.starts[rows], answers.starts[rows]])[owners].T + places
-    _, offsets, data = pool.texts().take(pa.array(pieces)).buffers()
+    row = np.repeat(np.arange(rows), counts)  # of each piece
+    owners, places = np.array(parts, np.int64).reshape(-1, 2)[np.arange(len(row)) - (ends - counts - begins)[row]].T
+    starts = np.stack([np.zeros(rows, np.int64), prompts.starts, answers.starts])
+    _, offsets, data = pool.texts().take(pa.array(starts[owners, row] + places)).buffers()
     bounds = np.frombuffer(offsets, np.int32)[np.append(0, ends)]
-    return pa.StringArray.from_buffers(len(counts), pa.py_buffer(bounds), data)
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(bounds), data)
 
 
 class _Pool:
@@ -119,19 +119,16 @@ class _Pool:
     def texts(self) -> pa.StringArray:
         return pa.concat_arrays(self._arrays)
 
-    def places(self, parts: Parts, turns: int) -> tuple[Rows, Rows]:
-        """For each part what is to be added to its place: 0 nothing, 1 the row's start in prompts, 2 in answers."""
-        owners, places = [], []
-        for part in parts:
-            if isinstance(part, str):
-                owners.append(0)
-                places.append(self._start(part))
-            else:
-                answer = part.message >= turns
-                owners.append(1 + answer)
-                place = self._start((int(answer), part.left, part.right))
-                places.append(place + part.message - answer * turns)
-        return np.array(owners, np.int64), np.array(places, np.int64)
+    def places(self, parts: Parts, turns: int) -> list[tuple[int, int]]:
+        """For each part what is to be added to its place, and this: 0 nothing, 1 the row's start in prompts, 2 in
+        answers."""
+        return [self._place(part, turns) for part in parts]
+
+    def _place(self, part: Part, turns: int) -> tuple[int, int]:
+        if isinstance(part, str):
+            return 0, self._start(part)
+        answer = part.message >= turns
+        return 1 + answer, self._start((int(answer), part.left, part.right)) + part.message - answer * turns
 
     def _start(self, source: str | tuple[int, bool, bool]) -> int:
         if source not in self._starts:

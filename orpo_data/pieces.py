@@ -29,7 +29,7 @@ from tokenizers.normalizers import NFC
 from orpo_data.steps.tokens import Bytes
 
 Pairs = npt.NDArray[np.bool_]
-"""One entry for each pair of bytes, at first * 256 + second."""
+"""One entry for each pair of bytes, at first + second * 256."""
 
 WHITE_SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -50,7 +50,7 @@ SPLITS = {
 }
 """Expressions that match across no cut. So does GPT-2's, which `ByteLevel` brings along."""
 
-_WINDOW = 1 << 18  # bytes that are looked at together: what is found of them stays in the processor's cache
+_WINDOW = 1 << 19  # bytes that are looked at together: what is found of them stays in the processor's cache
 _SPACE = ord(" ")
 _DIGITS = slice(ord("0"), ord("9") + 1)
 
@@ -70,12 +70,12 @@ def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, npt.NDArra
 def _cuts(data: Bytes, start: int, pairs: Pairs) -> npt.NDArray[np.int32]:
     """Before which bytes of a window of `data` it is cut."""
     window = data[start : start + _WINDOW + 1]
-    both = np.ndarray(max(0, len(window) - 1), ">u2", window, strides=(1,))  # each byte with the next one
-    cuts = np.flatnonzero(pairs.take(both, mode="wrap")) + start + 1  # "wrap" spares take a check and a copy
-    wide = np.flatnonzero(data[cuts - 1] >= 128)
-    space = _WIDE_SPACES[data[cuts[wide] - 2].astype(np.uint16) << 8 | data[cuts[wide] - 1]]
-    found: npt.NDArray[np.int32] = np.delete(cuts, wide[space]).astype(np.int32)
-    return found
+    first, second = window[:-1], window[1:]
+    both = np.ndarray(len(first), "<u2", window, strides=(1,)) if len(first) else np.empty(0, "<u2")
+    parted = pairs.take(both, mode="wrap")  # "wrap" spares take a check and a copy
+    wide = np.flatnonzero((first >= 128) & (second == _SPACE))
+    parted[wide[_WIDE_SPACES[data[start + wide - 1].astype(np.uint16) << 8 | first[wide]]]] = False
+    return (np.flatnonzero(parted) + start + 1).astype(np.int32)
 
 
 def cut_pairs(tokenizer: Tokenizer) -> Pairs | None:
@@ -103,7 +103,7 @@ def cut_pairs(tokenizer: Tokenizer) -> Pairs | None:
     for token in added:
         content = list(token.content.encode())
         table[content[:-1], content[1:]] = False
-    return table.reshape(-1)
+    return table.T.reshape(-1)
 
 
 def separators(tokenizer: Tokenizer) -> dict[str, int]:

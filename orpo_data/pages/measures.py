@@ -15,6 +15,7 @@ from orpo_data.distributions import NUMBERS
 from orpo_data.manifest import Manifest
 from orpo_data.pages.charts import Numbers
 from orpo_data.pages.rows import some_at_a_time
+from orpo_data.schema import TOKEN_IDS
 from orpo_data.shards import open_shard
 
 KINDS = {
@@ -102,7 +103,8 @@ def measure(folder: Path, manifest: Manifest) -> Measures:
     numbers: dict[str, array[float]] = defaultdict(lambda: array("d"))  # grown in place, for they are large
     sources = [found.sources]
     for split, shards in groupby(manifest.shards, key=lambda shard: shard.split):
-        for frame in some_at_a_time(open_shard(folder / shard.path, shard.sha256) for shard in shards):
+        opened = (open_shard(folder / shard.path, shard.sha256) for shard in shards)
+        for frame in some_at_a_time(map(_without_ids, opened)):
             for name, values in _numbers(frame, found.kind).items():
                 numbers[name].frombytes(values.tobytes())
             sources.append(frame["source"].cast(pl.Categorical))
@@ -110,6 +112,15 @@ def measure(folder: Path, manifest: Manifest) -> Measures:
     found.sources = pl.concat(sources, rechunk=True)
     found.numbers = {name: np.asarray(values) for name, values in numbers.items()}
     return found
+
+
+def _without_ids(table: pa.Table) -> pa.Table:
+    """Of lists of token ids only how long they are: ids are most of a dataset, and nothing of them is measured."""
+    for place, column in enumerate(table.schema):
+        if column.type == TOKEN_IDS:
+            lists = [pa.ListArray.from_arrays(ids.offsets, pa.nulls(len(ids.values))) for ids in table[place].chunks]
+            table = table.set_column(place, column.name, pa.chunked_array(lists, pa.list_(pa.null())))
+    return table
 
 
 def _numbers(frame: pl.DataFrame, kind: str) -> dict[str, Numbers]:

@@ -15,7 +15,7 @@ from pydantic import Field, PlainSerializer
 from orpo_data.chat import Chat
 from orpo_data.conversations import Conversations, Mask, lay_out, write
 from orpo_data.errors import OrpoError
-from orpo_data.schema import RENDERED
+from orpo_data.schema import RENDERED, SIDES
 from orpo_data.steps.control_text import ControlText, Marks, escaped
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 ChatField = Annotated[Chat, PlainSerializer(lambda chat: chat.fingerprint, return_type=str)]
 """A step's tokenizer and template; its configuration records their fingerprint."""
 
-SIDES = ("prompt", "chosen", "rejected")
 Texts = dict[str, pa.StringArray]
 Failed = dict[int, tuple[str, str]]
 """By row: reason and detail."""

@@ -1,5 +1,6 @@
 """Text in a message that would be read as a control token, or as the beginning of another turn."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orpo_data.conversations import Conversations
 
@@ -27,15 +29,18 @@ class Marks:
     def find(self, sides: Mapping[str, Conversations]) -> dict[int, tuple[str, str]]:
         """The rows that spell a mark: the reason, and "side: mark" of the first one."""
         found: dict[int, tuple[str, str]] = {}
+        if not (self.tokens or self.labels):
+            return found
         known = frozenset(self.tokens)
         marks = [*self.tokens, *(label for label in self.labels if label not in known)]
+        any_mark = "|".join(map(re.escape, marks))
         for side, column in sides.items():
-            texts = pl.Series(column.contents, dtype=pl.String)
-            hits = texts.str.contains_any(marks).fill_null(False).arg_true()
-            if not len(hits):
+            hit = pc.fill_null(pc.match_substring_regex(column.contents, any_mark), False)
+            if not pc.any(hit).as_py():
                 continue
-            spelled = texts.gather(hits).str.extract_many(marks, leftmost=True).list.first()
-            for row, mark in zip(column.rows_of(hits.to_numpy()).tolist(), spelled.to_list(), strict=True):
+            spelled = pl.Series(column.contents.filter(hit)).str.extract_many(marks, leftmost=True).list.first()
+            rows = column.rows_of(np.flatnonzero(hit.to_numpy(zero_copy_only=False))).tolist()
+            for row, mark in zip(rows, spelled.to_list(), strict=True):
                 found.setdefault(row, (TOKEN if mark in known else LABEL, f"{side}: {mark.strip()}"))
         return found
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, PlainSerializer, model_validator
 
 from orpo_data.places import without_secrets
+from orpo_data.schema import SIDES
 from orpo_data.steps.evaluation_sets import EvaluationSet
 from orpo_data.steps.near import normalised, words
 from orpo_data.steps.notes import Rows, frame_of
@@ -27,7 +28,6 @@ from orpo_data.steps.sieve import Sieve
 from orpo_data.steps.step import Step, StepOutput, divide
 from orpo_data.steps.tokens import distinct
 
-SIDES = ("prompt", "chosen", "rejected")
 LONGEST_QUOTE = 240  # characters of a question, or of what is shared with it, in a detail
 DETAIL = re.compile(r"(\w+): (.+) item (\d+); shared: ([^;]*); question: (.*)", re.DOTALL)
 

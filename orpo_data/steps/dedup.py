@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
+from orpo_data.schema import SIDES
 from orpo_data.steps.alike import Sketches, best_first
 from orpo_data.steps.folds import message_hashes
 from orpo_data.steps.minhash import sketches
@@ -35,7 +36,6 @@ from orpo_data.steps.notes import (
 from orpo_data.steps.step import GlobalStep, Judgement, StepOutput, divide
 from orpo_data.steps.tokens import among, combined, distinct
 
-SIDES = ("prompt", "chosen", "rejected")
 LARGEST = 20  # clusters, and ids in each, that the manifest names
 
 

@@ -43,6 +43,10 @@ def test_rows_with_something_missing_are_not_sound() -> None:
     assert conversations.sound.tolist() == [False] * 6 + [True]
     assert conversations.rows_of(conversations.starts[-1:]).tolist() == [6]
     assert Conversations(column([])).shapes == []
+    whole = Conversations(column([say("c")] * len(rows)))
+    layout = Layout(("<",), ("+",), frozenset())
+    for sides in ((conversations, whole), (whole, conversations)):
+        assert [group.rows.tolist() for group in lay_out(*sides, lambda *_: layout)] == [[6]]
 
 
 def test_blank_is_what_python_strips_to_nothing() -> None:

@@ -13,7 +13,7 @@ from orpo_data.manifest import read_manifest
 from orpo_data.pages import rows as pages_rows
 from orpo_data.pages.measures import Measures, measure
 from orpo_data.pages.rows import read_rows
-from orpo_data.schema import JUDGED
+from orpo_data.schema import JUDGED, TOKENIZED
 
 Make = Callable[..., Any]
 
@@ -56,6 +56,24 @@ def check(found: Measures) -> None:
 def test_one_shard_a_split(folder: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(pages_rows, "ROWS_AT_ONCE", at_once)
     check(figures(folder))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 50_000])
+def test_tokens(tmp_path: Path, write_dataset: Make, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(pages_rows, "ROWS_AT_ONCE", at_once)
+    rows = [
+        dict.fromkeys(TOKENIZED.names)
+        | {"id": f"{n:032x}", "chosen_input_ids": [7] * (5 + n), "rejected_input_ids": [8] * (6 + n % 2)}
+        | {"prompt_len": 4, "source": "a", "prompt_turns_dropped": 0}
+        | {"chosen_truncated": n == 3, "rejected_truncated": False}
+        for n in range(5)
+    ]
+    write_dataset(tmp_path / "d", TOKENIZED, {"train": rows})
+    found = figures(tmp_path / "d")
+    assert found.numbers["prompt_tokens"].tolist() == [4] * 5
+    assert found.numbers["chosen_tokens"].tolist() == [1, 2, 3, 4, 5]
+    assert found.numbers["rejected_tokens"].tolist() == [2, 3, 2, 3, 2]
+    assert found.numbers["chosen_truncated"].tolist() == [0, 0, 0, 1, 0]
 
 
 @pytest.mark.usefixtures("small_shards")
