@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_data.layout import Layout, Part, Parts, Roles
-from orpo_data.ragged import as_bytes
+from orpo_data.ragged import as_bytes, ranges
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -90,20 +90,17 @@ def write(groups: Sequence[Group], side: Side, prompts: Conversations, answers: 
 
     The pieces of all texts are gathered in one array: a row's text is the stretch of its bytes that the row's lie in.
     """
-    rows, pool, parts, sizes = len(prompts.sound), _Pool(prompts, answers), list[tuple[int, int]](), [0]
-    of = np.zeros(rows, np.int64)  # each row's group, counted from 1: no parts are of 0
-    for number, group in enumerate(groups, 1):
-        of[group.rows] = number
+    rows, pool, parts = len(prompts.sound), _Pool(prompts, answers), list[tuple[int, int]]()
+    first, count = np.zeros(rows, np.int64), np.zeros(rows, np.int64)  # of each row's parts
+    for group in groups:
         own = pool.places(group.layout.prompt if side == "prompt" else group.layout.answer, group.turns)
+        first[group.rows], count[group.rows] = len(parts), len(own)
         parts += own
-        sizes.append(len(own))
-    counts, begins = np.array(sizes)[of], (np.cumsum(sizes) - sizes)[of]
-    ends = np.cumsum(counts)
-    row = np.repeat(np.arange(rows), counts)  # of each piece
-    owners, places = np.array(parts, np.int64).reshape(-1, 2)[np.arange(len(row)) - (ends - counts - begins)[row]].T
+    counted_from, places = np.array(parts, np.int64).reshape(-1, 2)[ranges(first, count)].T
     starts = np.stack([np.zeros(rows, np.int64), prompts.starts, answers.starts])
-    _, offsets, data = pool.texts().take(pa.array(starts[owners, row] + places)).buffers()
-    bounds = np.frombuffer(offsets, np.int32)[np.append(0, ends)]
+    pieces = places + starts[counted_from, np.repeat(np.arange(rows), count)]
+    _, offsets, data = pool.texts().take(pa.array(pieces)).buffers()
+    bounds = np.frombuffer(offsets, np.int32)[np.append(0, np.cumsum(count))]
     return pa.StringArray.from_buffers(rows, pa.py_buffer(bounds), data)
 
 
@@ -120,8 +117,8 @@ class _Pool:
         return pa.concat_arrays(self._arrays)
 
     def places(self, parts: Parts, turns: int) -> list[tuple[int, int]]:
-        """For each part what is to be added to its place, and this: 0 nothing, 1 the row's start in prompts, 2 in
-        answers."""
+        """For each part its place, and before that what it is counted from: 0 the beginning, 1 the row's start in
+        prompts, 2 in answers."""
         return [self._place(part, turns) for part in parts]
 
     def _place(self, part: Part, turns: int) -> tuple[int, int]:

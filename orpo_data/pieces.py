@@ -71,7 +71,7 @@ def _cuts(data: Bytes, start: int, pairs: Pairs) -> npt.NDArray[np.int32]:
     """Before which bytes of a window of `data` it is cut."""
     window = data[start : start + _WINDOW + 1]
     first, second = window[:-1], window[1:]
-    both = np.ndarray(len(first), "<u2", window, strides=(1,)) if len(first) else np.empty(0, "<u2")
+    both = np.ndarray(len(first), "<u2", window, strides=(1,))
     parted = pairs.take(both, mode="wrap")  # "wrap" spares take a check and a copy
     wide = np.flatnonzero((first >= 128) & (second == _SPACE))
     parted[wide[_WIDE_SPACES[data[start + wide - 1].astype(np.uint16) << 8 | first[wide]]]] = False

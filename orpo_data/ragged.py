@@ -52,6 +52,13 @@ def lengths(lists: pa.ListArray) -> Counts:
     return counts
 
 
+def ranges(starts: Counts, lengths: Counts) -> Counts:
+    """The numbers of [start, start + length) for each pair, one after the other: ranges([7, 0], [2, 3]) = 7 8 0 1 2."""
+    before = np.cumsum(lengths) - lengths
+    index: Counts = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+    return index
+
+
 def _binary(lists: pa.ListArray, bounds: Counts) -> pa.BinaryArray:
     """The ids of `lists` as bytes, with a row from each of the bounds to the next."""
     ids = lists.values

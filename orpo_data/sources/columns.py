@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orpo_data.ragged import ranges
 from orpo_data.schema import MESSAGE
 from orpo_data.sources.record import FLOAT32_MAX
 
@@ -124,13 +125,6 @@ class Records:
         if int not in {*map(type, values)}:
             return values
         return [None if value is None else float(value) for value in values]
-
-
-def ranges(starts: Ints, lengths: Ints) -> Ints:
-    """The numbers of [start, start + length) for each pair, one after the other: ranges([7, 0], [2, 3]) = 7 8 0 1 2."""
-    before = np.cumsum(lengths) - lengths
-    index: Ints = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
-    return index
 
 
 @dataclass(frozen=True)

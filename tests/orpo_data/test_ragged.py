@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_data.ragged import as_bytes, as_lists, join, keep, lengths, merge, split
+from orpo_data.ragged import as_bytes, as_lists, join, keep, lengths, merge, ranges, split
 from orpo_data.schema import TOKEN_IDS
 
 rows = st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4), max_size=6)
@@ -65,3 +65,9 @@ def test_more_than_arrow_can_count_is_an_error() -> None:
     untouched = pa.Array.from_buffers(pa.int32(), 2**29, [None, pa.py_buffer(np.zeros(2**29, np.int32))])  # no memory
     with pytest.raises(pa.ArrowInvalid, match="2147483648 not in range"):
         as_bytes(pa.ListArray.from_arrays(pa.array([0, 2**29], pa.int32()), untouched))
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 5))))
+def test_ranges(pairs: list[tuple[int, int]]) -> None:
+    starts, counts = (np.array([pair[i] for pair in pairs], np.int64) for i in (0, 1))
+    assert ranges(starts, counts).tolist() == [n for start, count in pairs for n in range(start, start + count)]
