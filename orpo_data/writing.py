@@ -160,7 +160,7 @@ def canonical(table: pa.Table) -> pa.Table:
 
 
 def _copied(column: pa.ChunkedArray) -> pa.Array:
-    copy = pa.concat_arrays([*column.chunks, pa.array([], column.type)])  # two at least, or there is no copy
+    copy = pa.concat_arrays([*column.chunks, pa.nulls(0, column.type)])  # two at least, or there is no copy
     return copy.take(pa.array(np.arange(len(copy)))) if _has_nulls(copy) else copy  # not what lies under a null
 
 

@@ -160,6 +160,19 @@ def test_a_template_that_refuses_the_shortened_prompt_costs_the_row(
     assert len(out.kept) == 1
 
 
+@pytest.mark.parametrize("spare", [0, -1])
+def test_a_refused_prompt_costs_no_row_that_needs_it_not(
+    chat_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any], make_pairs: Any, turns: Any, spare: int
+) -> None:
+    refuse = "{% if messages[0].content == 'Third?' %}{{ raise_exception('Who are you?') }}{% endif %}"
+    (tmp_path / "own.jinja").write_text(refuse + find_template("chatml"))
+    chat = Chat.load(str(chat_tokenizer_dir), str(tmp_path / "own.jinja"))
+    talk = turns("First?", "Answer.", "Second?", "Answer.", "Third?")
+    out = fit(chat, make_pairs([make_pair(talk)]), 500, len(ids_of(chat, talk[2:])) + spare)
+    assert out.kept["prompt_turns_dropped"].to_pylist() == ([] if spare else [2])
+    assert out.dropped["reason"].to_pylist() == (["refused_by_template"] if spare else [])
+
+
 def test_a_part_of_a_table(chat: Chat, make_pairs: Callable[..., Any]) -> None:
     table = Tokenize(chat=chat).apply(ChatTemplate(chat=chat).apply(make_pairs(9)).kept).kept
     step = Truncate(
@@ -196,7 +209,7 @@ def why_dropped(
 
 
 text = st.text("ab \n.é", min_size=1, max_size=40).filter(str.strip)
-conversations = st.lists(text, min_size=1, max_size=7).filter(lambda texts: len(texts) % 2 == 1)
+conversations = st.lists(text, min_size=1, max_size=11).filter(lambda texts: len(texts) % 2 == 1)
 pairs = st.lists(st.tuples(conversations, st.booleans(), text, text), min_size=1, max_size=6)
 
 
