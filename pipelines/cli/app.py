@@ -55,6 +55,7 @@ def setup_logging(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     for name in ("orpo_data", "orpo_train", "pipelines", "flows"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # it writes to stderr itself
 
 
 def read_recipe(recipe: str, overrides: list[str] | None) -> "Recipe":

@@ -1,6 +1,8 @@
 """What all commands share: quick help, exit codes, one line for wrong arguments."""
 
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -59,3 +61,14 @@ def test_bad_arguments_are_one_line(orpo, tmp_path, monkeypatch, arguments, code
 )
 def test_wrong_usage_is_two(orpo, arguments):
     assert orpo(*arguments).code == 2
+
+
+def test_the_hubs_library_says_once_what_it_says() -> None:
+    program = """
+from pipelines.cli.app import setup_logging
+setup_logging(False)
+from huggingface_hub.utils.logging import get_logger
+get_logger("huggingface_hub.anything").warning("Retrying")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.count("Retrying") == 1
