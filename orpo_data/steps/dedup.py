@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from orpo_data.schema import SIDES
+from orpo_data.schema import ANSWERS, SIDES
 from orpo_data.steps.alike import Sketches, best_first
 from orpo_data.steps.folds import message_hashes
 from orpo_data.steps.minhash import sketches
@@ -100,7 +100,7 @@ class Dedup(GlobalStep):
         history = text_of(prompt.list.head(pl.max_horizontal(prompt.list.len(), 1) - 1))
         parts = [history, prompt.list.last().struct.field("content")]
         if self.on == "pair":
-            parts += [text_of(pl.col(side)) for side in SIDES[1:]]
+            parts += [text_of(pl.col(side)) for side in ANSWERS]
         return [rows.select(part.fill_null("")).to_series() for part in parts]
 
     def _contradictions(self, rows: pa.Table, order: Rows) -> tuple[Rows, pl.Series]:
