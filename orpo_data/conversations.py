@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_data.layout import Layout, Part, Parts, Roles
-from orpo_data.ragged import as_bytes, ranges
+from orpo_data.ragged import cut, offsets, ranges
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Side = Literal["prompt", "answer"]
+
+_YES = pa.scalar(True)
 
 
 class Conversations:
@@ -23,18 +25,15 @@ class Conversations:
     def __init__(self, column: pa.ChunkedArray) -> None:
         lists = column.combine_chunks()
         messages = lists.flatten()
-        counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
-        roles = pc.struct_field(messages, "role")
-        self.contents: pa.StringArray = pc.struct_field(messages, "content")
+        counts = np.where(_valid(lists), np.diff(offsets(lists)), 0)
+        roles, contents = (pc.struct_field(messages, name) for name in ("role", "content"))
+        self.contents: pa.StringArray = contents
         self.starts: Rows = np.cumsum(counts) - counts  # each row's first message
-        self.shapes, self.shape = _shapes(
-            pc.fill_null(roles, "").dictionary_encode(), np.append(self.starts, len(messages))
-        )
-        whole = pc.and_(pc.is_valid(self.contents), pc.is_valid(roles)).to_numpy(zero_copy_only=False)
+        self.shapes, self.shape = _shapes(roles, np.append(self.starts, len(messages)))
         self.sound: Mask = counts > 0  # there are messages, each with its role and its content
-        self.sound[np.repeat(np.arange(len(lists)), counts)[~whole]] = False
-        blank = pc.or_(pc.utf8_is_space(self.contents), pc.equal(pc.binary_length(self.contents), 0))
-        self.blank: Mask = pc.fill_null(blank, True).to_numpy(zero_copy_only=False)  # messages that say nothing
+        self.sound[self.rows_of(np.flatnonzero(~(_valid(roles) & _valid(contents))))] = False
+        spaces = pc.coalesce(pc.utf8_is_space(contents), _YES).to_numpy(zero_copy_only=False)
+        self.blank: Mask = spaces | (np.diff(offsets(contents)) == 0)  # messages that say nothing
 
     def rows_of(self, messages: Rows) -> Rows:
         rows: Rows = np.searchsorted(self.starts, messages, side="right") - 1
@@ -46,11 +45,16 @@ class Conversations:
         return pc.utf8_rtrim_whitespace(texts) if right else texts
 
 
-def _shapes(roles: pa.DictionaryArray, offsets: Rows) -> tuple[list[Roles], Rows]:
+def _valid(column: pa.Array) -> Mask:
+    valid: Mask = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else np.ones(len(column), bool)
+    return valid
+
+
+def _shapes(roles: pa.StringArray, bounds: Rows) -> tuple[list[Roles], Rows]:
     """The different sequences of roles, and which of them each row has."""
-    codes = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), roles.indices)
-    rows = as_bytes(codes).dictionary_encode()
-    names = roles.dictionary.to_pylist()
+    coded = roles.dictionary_encode("encode")
+    names = [name or "" for name in coded.dictionary.to_pylist()]
+    rows = cut(coded.indices, bounds).dictionary_encode()
     shapes = [tuple(names[code] for code in np.frombuffer(row, np.int32)) for row in rows.dictionary.to_pylist()]
     return shapes, rows.indices.to_numpy().astype(np.int64)
 
@@ -99,9 +103,9 @@ def write(groups: Sequence[Group], side: Side, prompts: Conversations, answers: 
     counted_from, places = np.array(parts, np.int64).reshape(-1, 2)[ranges(first, count)].T
     starts = np.stack([np.zeros(rows, np.int64), prompts.starts, answers.starts])
     pieces = places + starts[counted_from, np.repeat(np.arange(rows), count)]
-    _, offsets, data = pool.texts().take(pa.array(pieces)).buffers()
-    bounds = np.frombuffer(offsets, np.int32)[np.append(0, np.cumsum(count))]
-    return pa.StringArray.from_buffers(rows, pa.py_buffer(bounds), data)
+    texts = pool.texts().take(pa.array(pieces))
+    bounds = offsets(texts)[np.append(0, np.cumsum(count))]
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(bounds), texts.buffers()[2])
 
 
 class _Pool:

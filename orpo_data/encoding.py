@@ -18,8 +18,10 @@ from tokenizers import Tokenizer
 
 from orpo_data.errors import OrpoError
 from orpo_data.pieces import cut, cut_pairs, separators
-from orpo_data.ragged import as_bytes, merge
+from orpo_data.ragged import as_bytes, merge, offsets
 from orpo_data.steps.tokens import Hashes, Tokens, among
+
+Mask = npt.NDArray[np.bool_]
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
 _LATEST = 1 << 20  # bytes of the latest pieces, which have a table of their own: to add to one is to copy it
@@ -41,27 +43,25 @@ class _Table(NamedTuple):
         hashes, first = np.unique(hashes, return_index=True)
         return cls(hashes, first.astype(np.int32), pieces, ids)
 
-    def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[pa.BooleanArray, pa.BinaryArray]:
+    def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[Mask, pa.BinaryArray]:
         """Which of the pieces are known, and the ids of these, as bytes."""
         if not len(self.hashes):
-            return pa.array(np.zeros(len(pieces), np.bool_)), self.ids
+            return np.zeros(len(pieces), np.bool_), self.ids
         found, order = np.empty(len(hashes), np.int64), np.argsort(hashes)
         found[order] = np.searchsorted(self.hashes, hashes[order])  # four times as fast in order
         np.minimum(found, len(self.hashes) - 1, out=found)
-        places = pa.array(self.places[found])
-        known = pc.and_(pa.array(self.hashes[found] == hashes), pc.equal(self.pieces.take(places), pieces))
-        return known, self.ids.take(places.filter(known))
+        places, known = self.places[found], self.hashes[found] == hashes
+        known &= pc.equal(self.pieces.take(pa.array(places)), pieces).to_numpy(zero_copy_only=False)
+        return known, self.ids.take(pa.array(places[known]))
 
     def with_more(self, other: "_Table") -> "_Table":
         """And the pieces of `other` whose hashes are not here yet."""
         new = ~among(other.hashes, self.hashes)
-        at = np.searchsorted(self.hashes, other.hashes[new])
-        return _Table(
-            np.insert(self.hashes, at, other.hashes[new]),
-            np.insert(self.places, at, other.places[new] + len(self.pieces)),
-            pa.concat_arrays([self.pieces, other.pieces]),
-            pa.concat_arrays([self.ids, other.ids]),
-        )
+        hashes = np.concatenate([self.hashes, other.hashes[new]])
+        places = np.concatenate([self.places, other.places[new] + np.int32(len(self.pieces))])
+        order = np.argsort(hashes, kind="stable")  # two sorted runs: they are merged
+        pieces, ids = (pa.concat_arrays(both) for both in ([self.pieces, other.pieces], [self.ids, other.ids]))
+        return _Table(hashes[order], places[order], pieces, ids)
 
     @property
     def bytes(self) -> int:
@@ -101,9 +101,9 @@ class Encoder:
 
     def _encode_whole(self, texts: list[str]) -> pa.ListArray:
         found = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        offsets = np.cumsum([0, *map(len, found)], dtype=np.int32)
-        ids = np.fromiter(chain.from_iterable(found), np.int32, count=int(offsets[-1]))
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+        ends = np.cumsum([0, *map(len, found)], dtype=np.int32)
+        ids = np.fromiter(chain.from_iterable(found), np.int32, count=int(ends[-1]))
+        return pa.ListArray.from_arrays(pa.array(ends), pa.array(ids))
 
     def _look_up(self, pieces: pa.StringArray, hashes: Hashes, tables: Sequence[_Table]) -> pa.BinaryArray:
         """Ids of distinct pieces, as bytes; those that are in none of the tables get into one."""
@@ -114,11 +114,9 @@ class Encoder:
         known, ids = tables[0].find(pieces, hashes)
         if len(ids) == len(pieces):
             return ids
-        unknown = pc.invert(known)
-        others = hashes[unknown.to_numpy(zero_copy_only=False)]
-        ids = pa.concat_arrays([ids, self._look_up(pieces.filter(unknown), others, tables[1:])])
-        order = pc.array_sort_indices(known, order="descending")
-        return ids.take(pa.array(np.argsort(order.to_numpy())))
+        others = self._look_up(pieces.filter(pa.array(~known)), hashes[~known], tables[1:])
+        order = np.where(known, np.cumsum(known), len(ids) + np.cumsum(~known)) - 1
+        return pa.concat_arrays([ids, others]).take(pa.array(order))
 
     def _learn(self, new: _Table) -> None:
         with self._lock:
@@ -140,8 +138,8 @@ class Encoder:
         starts, others = np.flatnonzero(separates), ids[~separates]
         if len(starts) != len(pieces):
             return self._encode_whole(texts)
-        offsets = np.append(starts - np.arange(len(starts)), len(others))
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(others))
+        ends = np.append(starts - np.arange(len(starts)), len(others))
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(others))
 
     def _check(self, texts: pa.StringArray, encoded: pa.ListArray) -> None:
         """OrpoError if the ids of a sample are not those of its whole texts."""
@@ -167,9 +165,9 @@ def _distinct(columns: Sequence[pa.StringArray]) -> tuple[pa.StringArray, list[p
 
 
 def _hashes(pieces: pa.StringArray) -> Hashes:
-    offsets = np.frombuffer(pieces.buffers()[1], np.int32)[pieces.offset :][: len(pieces) + 1].astype(np.int64)
+    places = offsets(pieces).astype(np.int64)
     data = np.frombuffer(pieces.buffers()[2] or b"", np.uint8)
-    return Tokens(data, offsets[:-1], offsets[1:], np.empty(0, np.int64)).hashes()
+    return Tokens(data, places[:-1], places[1:], np.empty(0, np.int64)).hashes()
 
 
 def _any_has(pieces: pa.StringArray, text: str) -> bool:

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 
+from orpo_data.ragged import offsets
 from orpo_data.steps.tokens import Bytes
 
 Pairs = npt.NDArray[np.bool_]
@@ -50,16 +51,16 @@ SPLITS = {
 }
 """Expressions that match across no cut. So does GPT-2's, which `ByteLevel` brings along."""
 
-_WINDOW = 1 << 19  # bytes that are looked at together: what is found of them stays in the processor's cache
+_WINDOW = 1 << 20  # bytes that are looked at together: what is found of them stays in the processor's cache
 _SPACE = ord(" ")
 _DIGITS = slice(ord("0"), ord("9") + 1)
 
 
 def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
     """The pieces of all texts, and for each text the number of pieces before it, with the number of all at the end."""
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
-    ends = offsets - offsets[0]
+    places = offsets(texts)
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[places[0] : places[-1]]
+    ends = places - places[0]
     cuts = np.concatenate([_cuts(data, start, pairs) for start in range(0, max(1, len(data)), _WINDOW)])
     earlier = np.searchsorted(cuts, ends)
     bounds = np.insert(cuts, earlier, ends)

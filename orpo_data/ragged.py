@@ -1,18 +1,32 @@
-"""Columns of token ids taken for columns of bytes, four an id: so Arrow joins, cuts and compares them in bulk."""
+"""Columns of token ids taken for columns of bytes, four an id: so Arrow joins, cuts and compares them in bulk.
+
+Buffers are looked at where they lie: each call into Arrow gives the interpreter's lock away and waits for it again.
+"""
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orpo_data.schema import TOKEN_IDS
+
 Counts = npt.NDArray[np.int64]
+Offsets = npt.NDArray[np.int32]
 
 _WIDTH = 4  # bytes of an int32
+_MOST = np.iinfo(np.int32).max
+
+
+def offsets(column: pa.ListArray | pa.StringArray | pa.BinaryArray) -> Offsets:
+    """Where each of n rows begins, and where the last one ends: n + 1 places in the column's values or bytes."""
+    if not len(column):  # there may be no buffer
+        return np.zeros(1, np.int32)
+    return np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
 
 
 def as_bytes(lists: pa.ListArray) -> pa.BinaryArray:
     """The rows of a list<int32>, without a copy of the ids; no row and no id may be null."""
-    return _binary(lists, lists.offsets.to_numpy())
+    return cut(lists.values, offsets(lists))
 
 
 def as_lists(rows: pa.BinaryArray) -> pa.ListArray:
@@ -20,12 +34,20 @@ def as_lists(rows: pa.BinaryArray) -> pa.ListArray:
     return merge(rows, np.arange(len(rows) + 1))
 
 
+def cut(ids: pa.Int32Array, bounds: Counts | Offsets) -> pa.BinaryArray:
+    """As bytes, with a row from each of the bounds to the next; no id may be null."""
+    starts = bounds.astype(np.int64) * _WIDTH
+    if starts[-1] > _MOST:
+        raise pa.ArrowInvalid(f"{starts[-1]} not in range: a column of bytes holds {_MOST} at most")
+    data = ids.buffers()[1].slice(ids.offset * _WIDTH) if len(ids) else pa.py_buffer(b"")
+    return pa.Array.from_buffers(pa.binary(), len(starts) - 1, [None, pa.py_buffer(starts.astype(np.int32)), data])
+
+
 def merge(rows: pa.BinaryArray, bounds: Counts) -> pa.ListArray:
     """As lists, each of all rows from one of the bounds to the next; the first bound is 0, the last is their number."""
-    _, offsets, data = rows.buffers()
-    ends = np.frombuffer(offsets, np.int32)[rows.offset + bounds] // _WIDTH
-    ids = pa.Array.from_buffers(pa.int32(), int(ends[-1]), [None, data])
-    return pa.ListArray.from_arrays(pa.array(ends), ids)
+    ends = offsets(rows)[bounds] // _WIDTH
+    ids = pa.Array.from_buffers(pa.int32(), int(ends[-1]), [None, rows.buffers()[2]])
+    return pa.ListArray.from_buffers(TOKEN_IDS, len(ends) - 1, [None, pa.py_buffer(ends)], children=[ids])
 
 
 def keep(lists: pa.ListArray, mask: pa.BooleanArray) -> pa.ListArray:
@@ -41,14 +63,14 @@ def join(*columns: pa.ListArray | list[int]) -> pa.ListArray:
 
 def split(lists: pa.ListArray, counts: Counts) -> tuple[pa.ListArray, pa.ListArray]:
     """The first `counts` ids of each row, and the others."""
-    offsets = lists.offsets.to_numpy()
-    pieces = _binary(lists, np.append(np.column_stack([offsets[:-1], offsets[:-1] + counts]), offsets[-1]))
+    ends = offsets(lists)
+    pieces = cut(lists.values, np.append(np.column_stack([ends[:-1], ends[:-1] + counts]), ends[-1]))
     first = np.arange(0, len(pieces), 2)
     return as_lists(pieces.take(pa.array(first))), as_lists(pieces.take(pa.array(first + 1)))
 
 
 def lengths(lists: pa.ListArray) -> Counts:
-    counts: Counts = np.diff(lists.offsets.to_numpy()).astype(np.int64)
+    counts: Counts = np.diff(offsets(lists)).astype(np.int64)
     return counts
 
 
@@ -57,11 +79,3 @@ def ranges(starts: Counts, lengths: Counts) -> Counts:
     before = np.cumsum(lengths) - lengths
     index: Counts = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
     return index
-
-
-def _binary(lists: pa.ListArray, bounds: Counts) -> pa.BinaryArray:
-    """The ids of `lists` as bytes, with a row from each of the bounds to the next."""
-    ids = lists.values
-    starts = pa.array(bounds.astype(np.int64) * _WIDTH, pa.int32())  # ArrowInvalid beyond 2 GB
-    data = ids.buffers()[1].slice(ids.offset * _WIDTH) if len(ids) else pa.py_buffer(b"")
-    return pa.Array.from_buffers(pa.binary(), len(bounds) - 1, [None, starts.buffers()[1], data])

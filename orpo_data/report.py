@@ -6,6 +6,7 @@ What stands on them is found by the modules of orpo_data.pages, one a part.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from orpo_data.pages.effects import effects
 from orpo_data.pages.flow import flow
 from orpo_data.pages.glossary import COLUMNS, MEANINGS, STEPS
 from orpo_data.pages.limits import known_limits
-from orpo_data.pages.measures import KINDS, Measures, measure
+from orpo_data.pages.measures import KINDS, Measures, kind_of, measure
 from orpo_data.pages.render import render
 from orpo_data.pages.rows import Row, Rows, read_dropped, read_input_rows, read_rows
 
@@ -29,20 +30,37 @@ MOST_MODELS = 20
 
 def write_pages(folder: Path, manifest: Manifest) -> None:
     """Write README.md and report.html into a dataset folder whose shards are closed but whose manifest is not there."""
-    chain, measures = read_sound_chain(folder, manifest), measure(folder, manifest)
+    chain, rows = read_sound_chain(folder, manifest), read_rows(folder, manifest)
+    source = read_input_rows(chain)
+    with ThreadPoolExecutor(1) as aside:  # both look at all rows, each on one core
+        choice = aside.submit(_choose, rows, source)
+        measures = measure(rows)
     (folder / "README.md").write_bytes(card(chain, measures).encode())
-    (folder / "report.html").write_bytes(report(chain, measures).encode())
+    (folder / "report.html").write_bytes(report(chain, measures, rows, source, choice.result()).encode())
 
 
-def report(chain: Sequence[Node], measures: Measures) -> str:
+@dataclass(frozen=True)
+class Choice:
+    """A random choice of rows; `texts` has those that tokenized rows were made of, by id."""
+
+    rows: list[Row]
+    texts: dict[str, Row]
+
+
+def _choose(rows: Rows, source: Rows | None) -> Choice:
+    chosen = samples.random_rows(rows)
+    tokenized = kind_of(rows.tables[0].schema) == "tokenized"
+    return Choice(chosen, samples.texts_of(source, chosen) if tokenized else {})
+
+
+def report(chain: Sequence[Node], measures: Measures, rows: Rows, source: Rows | None, choice: Choice) -> str:
     """report.html of the last dataset of the chain.
 
     The template gets no figures of every row: what it gets lives on in cycles, until the next full collection.
     """
     folder, manifest = chain[-1].path, chain[-1].manifest
-    rows, dropped = read_rows(folder, manifest), read_dropped(folder, manifest)
-    source = read_input_rows(chain)
-    groups, models = list(_groups(rows, measures)), _models(measures)
+    dropped = read_dropped(folder, manifest)
+    models = _models(measures)
     return render(
         "report.html.jinja",
         title=title(manifest),
@@ -65,8 +83,8 @@ def report(chain: Sequence[Node], measures: Measures) -> str:
         limits=known_limits(chain, measures),
         flags=samples.flagged_rows(rows, {rule: measures.flagged_at[rule] for rule in measures.flagged}),
         schema=[(field.name, str(field.type), COLUMNS.get(field.name, "")) for field in measures.schema],
-        groups=groups,
-        texts=samples.texts_of(source, groups[0].rows) if measures.kind == "tokenized" else {},
+        groups=[Group("A random choice", choice.rows), *_extremes(rows, measures)],
+        texts=choice.texts,
         changes=samples.changed_rows(rows, source) if any(step.changed for step in manifest.steps) else [],
         charts=list(_charts(measures)),
         models=models[:MOST_MODELS],
@@ -84,9 +102,8 @@ class Group:
     rows: list[Row]
 
 
-def _groups(rows: Rows, measures: Measures) -> Iterator[Group]:
-    """A random choice first, then rows that stand out."""
-    yield Group("A random choice", samples.random_rows(rows))
+def _extremes(rows: Rows, measures: Measures) -> Iterator[Group]:
+    """Rows that stand out."""
     extremes = {
         "Labels most in doubt": ("label_noise", True),
         "Smallest margins": ("margin", False),

@@ -11,12 +11,12 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from orpo_data.cache import deliver, move_all, scratch_file, scratch_folder
 from orpo_data.folders import commit_folder, partial_folder, refuse_foreign_files, refuse_foreign_folder
 from orpo_data.manifest import Manifest, Shard, digest
 from orpo_data.places import is_local, make_folder, remove_folder
+from orpo_data.ragged import lengths
 from orpo_data.schema import DROPPED
 from orpo_data.shards import DROPPED_FOLDER, is_sound, mark_sound
 
@@ -104,7 +104,8 @@ class ShardWriter:
     def write(self, table: pa.Table) -> None:
         if not len(table):
             return
-        self._pending.append(table.select(self._schema.names).cast(self._schema))
+        rows = table.select(self._schema.names)
+        self._pending.append(rows if rows.schema == self._schema else rows.cast(self._schema))
         self._pending_rows += len(table)
         if self._pending_rows >= ROWS_PER_BATCH:
             whole = self._pending_rows - self._pending_rows % ROWS_PER_BATCH
@@ -128,9 +129,10 @@ class ShardWriter:
             self._close_shard()
             self._open_shard()
         assert self._stream is not None
-        self._stream.write(canonical(rows))
-        self._rows += len(rows)
-        self._tokens += _count_tokens(rows)
+        batch = canonical(rows)
+        self._stream.write(batch)
+        self._rows += len(batch)
+        self._tokens += _count_tokens(batch)
 
     @property
     def _file(self) -> Path:
@@ -173,9 +175,9 @@ def _has_nulls(column: pa.Array) -> bool:
     return pa.types.is_struct(column.type) and any(map(_has_nulls, column.flatten()))
 
 
-def _count_tokens(rows: pa.Table) -> int:
-    names = [name for name in ("chosen_input_ids", "rejected_input_ids") if name in rows.schema.names]
-    return sum(pc.sum(pc.list_value_length(rows[name])).as_py() or 0 for name in names)
+def _count_tokens(batch: pa.Table) -> int:
+    names = [name for name in ("chosen_input_ids", "rejected_input_ids") if name in batch.schema.names]
+    return sum(int(lengths(ids).sum()) for name in names for ids in batch[name].chunks)
 
 
 class DatasetWriter:

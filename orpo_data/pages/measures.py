@@ -4,7 +4,7 @@ from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,9 @@ import polars as pl
 import pyarrow as pa
 
 from orpo_data.distributions import NUMBERS
-from orpo_data.manifest import Manifest
 from orpo_data.pages.charts import Numbers
-from orpo_data.pages.rows import some_at_a_time
+from orpo_data.pages.rows import SMALL_COLUMNS, Rows, some_at_a_time
 from orpo_data.schema import TOKEN_IDS
-from orpo_data.shards import open_shard
 
 KINDS = {
     "rated": "Prompts, each with several rated answers.",
@@ -97,14 +95,14 @@ class Measures:
         return dict(sorted(rows.items(), key=lambda item: (-item[1].total(), str(item[0]))))
 
 
-def measure(folder: Path, manifest: Manifest) -> Measures:
-    """Read every shard once."""
-    found = Measures(open_shard(folder / manifest.shards[0].path, manifest.shards[0].sha256).schema)
+def measure(rows: Rows) -> Measures:
+    """Look at every shard once."""
+    found = Measures(rows.tables[0].schema)
     numbers: dict[str, array[float]] = defaultdict(lambda: array("d"))  # grown in place, for they are large
     sources = [found.sources]
-    for split, shards in groupby(manifest.shards, key=lambda shard: shard.split):
-        opened = (open_shard(folder / shard.path, shard.sha256) for shard in shards)
-        for frame in some_at_a_time(map(_without_ids, opened)):
+    for split, shards in groupby(zip(rows.splits, rows.tables, strict=True), key=itemgetter(0)):
+        tables = (table for _, table in shards)
+        for frame in some_at_a_time(map(_measured, tables)):
             for name, values in _numbers(frame, found.kind).items():
                 numbers[name].frombytes(values.tobytes())
             sources.append(frame["source"].cast(pl.Categorical))
@@ -114,8 +112,9 @@ def measure(folder: Path, manifest: Manifest) -> Measures:
     return found
 
 
-def _without_ids(table: pa.Table) -> pa.Table:
-    """Of lists of token ids only how long they are: ids are most of a dataset, and nothing of them is measured."""
+def _measured(table: pa.Table) -> pa.Table:
+    """The columns that something is measured of; of lists of token ids, most of a dataset, only how long they are."""
+    table = table.select([name for name in table.schema.names if name == "source" or name not in SMALL_COLUMNS])
     for place, column in enumerate(table.schema):
         if column.type == TOKEN_IDS:
             lists = [pa.ListArray.from_arrays(ids.offsets, pa.nulls(len(ids.values))) for ids in table[place].chunks]

@@ -35,9 +35,10 @@ class Marks:
         marks = [*self.tokens, *(label for label in self.labels if label not in known)]
         any_mark = "|".join(map(re.escape, marks))
         for side, column in sides.items():
-            hit = pc.fill_null(pc.match_substring_regex(column.contents, any_mark), False)
+            hit = pc.match_substring_regex(column.contents, any_mark)
             if not pc.any(hit).as_py():
                 continue
+            hit = pc.fill_null(hit, False)
             spelled = pl.Series(column.contents.filter(hit)).str.extract_many(marks, leftmost=True).list.first()
             rows = column.rows_of(np.flatnonzero(hit.to_numpy(zero_copy_only=False))).tolist()
             for row, mark in zip(rows, spelled.to_list(), strict=True):

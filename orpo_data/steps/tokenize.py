@@ -9,6 +9,8 @@ from orpo_data.schema import DROPPED, ENCODED, SIDES
 from orpo_data.steps.chat_template import ChatField
 from orpo_data.steps.step import Step, StepOutput
 
+ID_COLUMNS = ("prompt_ids", "chosen_response_ids", "rejected_response_ids")
+
 
 class Tokenize(Step):
     """Encodes the rendered texts of a pair."""
@@ -19,8 +21,7 @@ class Tokenize(Step):
     chat: ChatField = Field(description="Tokenizer and template.")
 
     def apply(self, table: pa.Table) -> StepOutput:
-        columns = {name: table[name] for name in ENCODED.names if name in table.schema.names}
         prompts, chosen, rejected = (table[f"{side}_text"].combine_chunks() for side in SIDES)
-        ids = self.chat.encode_pairs(prompts, chosen, rejected)
-        columns |= zip(("prompt_ids", "chosen_response_ids", "rejected_response_ids"), ids, strict=True)
-        return StepOutput(pa.table(columns).select(ENCODED.names).cast(ENCODED), DROPPED.empty_table())
+        ids = dict(zip(ID_COLUMNS, self.chat.encode_pairs(prompts, chosen, rejected), strict=True))
+        columns = {name: ids[name] if name in ids else table[name] for name in ENCODED.names}
+        return StepOutput(pa.table(columns, schema=ENCODED), DROPPED.empty_table())

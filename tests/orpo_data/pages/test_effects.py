@@ -13,7 +13,7 @@ from orpo_data.chain import read_sound_chain
 from orpo_data.manifest import StepCounts, read_manifest
 from orpo_data.pages.effects import Standing, effects
 from orpo_data.pages.measures import measure
-from orpo_data.pages.rows import Rows, read_dropped, read_input_rows
+from orpo_data.pages.rows import Rows, read_dropped, read_input_rows, read_rows
 from orpo_data.schema import DROPPED, PAIRS
 from pipelines import stages
 
@@ -54,7 +54,7 @@ def shown(
         before = None if came_in is None else Rows([pa.Table.from_pylist(came_in, schema=PAIRS)], [None])
         return effects(
             manifest.model_copy(update={"steps": steps}),
-            measure(tmp_path / "d", manifest),
+            measure(read_rows(tmp_path / "d", manifest)),
             Rows(tables, [None]),
             before,
         )
@@ -111,7 +111,7 @@ def test_rows_are_those_of_the_manifest(make_recipe: Make, prepared: Path, tmp_p
     manifest = read_manifest(tmp_path / "clean")
     folder = tmp_path / "clean"
     came_in = read_input_rows(read_sound_chain(folder, manifest))
-    found = effects(manifest, measure(folder, manifest), read_dropped(folder, manifest), came_in)
+    found = effects(manifest, measure(read_rows(folder, manifest)), read_dropped(folder, manifest), came_in)
     rows: Counter[str | None] = Counter()
     for standings in found.values():
         rows.update({now.step: now.rows for now in standings})
@@ -123,7 +123,7 @@ def test_rows_are_those_of_the_manifest(make_recipe: Make, prepared: Path, tmp_p
 def test_stages_that_judge_no_pairs_of_all_sources(prepared: Path, stage: str) -> None:
     manifest = read_manifest(prepared / stage)
     folder = prepared / stage
-    assert effects(manifest, measure(folder, manifest), read_dropped(folder, manifest), None) == {}
+    assert effects(manifest, measure(read_rows(folder, manifest)), read_dropped(folder, manifest), None) == {}
 
 
 def test_the_table_on_the_page(prepared: Path, read_page: Make) -> None:

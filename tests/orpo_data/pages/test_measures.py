@@ -36,7 +36,7 @@ def folder(tmp_path: Path, plain_pair: Make, write_dataset: Make) -> Path:
 
 
 def figures(folder: Path) -> Measures:
-    return measure(folder, read_manifest(folder))
+    return measure(read_rows(folder, read_manifest(folder)))
 
 
 def check(found: Measures) -> None:
