@@ -49,6 +49,17 @@ def test_rows_with_something_missing_are_not_sound() -> None:
         assert [group.rows.tolist() for group in lay_out(*sides, lambda *_: layout)] == [[6]]
 
 
+def test_messages_that_lie_under_a_null_are_nobodys() -> None:
+    messages = pa.array([*say("a", "b"), {"role": "system", "content": "c"}, *say(None)], MESSAGES.value_type)
+    offsets, null = pa.array([0, 1, 3, 4], pa.int32()), pa.array([False, True, False])
+    conversations = Conversations(pa.chunked_array([pa.ListArray.from_arrays(offsets, messages, mask=null)]))
+    assert conversations.contents.to_pylist() == ["a", None]
+    assert conversations.starts.tolist() == [0, 1, 1]
+    assert [conversations.shapes[shape] for shape in conversations.shape] == [("user",), (), ("user",)]
+    assert conversations.sound.tolist() == [True, False, False]
+    assert conversations.blank.tolist() == [False, True]
+
+
 def test_blank_is_what_python_strips_to_nothing() -> None:
     characters = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
     assert Conversations(column([say(*characters, "", " \x1c\u2003")])).blank.tolist() == [

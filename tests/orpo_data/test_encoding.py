@@ -307,6 +307,17 @@ def test_ids_are_the_same_however_small_the_tables(gpt2, batches, latest, memory
             assert encoder.encode(pa.array(texts, pa.string())).to_pylist() == whole(gpt2, texts)
 
 
+@given(batches=st.lists(st.lists(HOSTILE, max_size=4), max_size=4), kinds=st.integers(1, 3), latest=st.integers(0, 500))
+def test_pieces_with_one_hash_keep_their_own_ids(gpt2, batches, kinds, latest):
+    def few(pieces):
+        return np.array([len(piece) % kinds for piece in pieces.to_pylist()], np.uint64)
+
+    with mock.patch.multiple(encoding, _hashes=few, _LATEST=latest):
+        encoder = Encoder(gpt2)
+        for texts in batches:
+            assert encoder.encode(pa.array(texts, pa.string())).to_pylist() == whole(gpt2, texts)
+
+
 def test_table_is_begun_anew_when_full(gpt2, monkeypatch):
     monkeypatch.setattr(encoding, "_MEMORY", 8_000)
     monkeypatch.setattr(encoding, "_LATEST", 2_000)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_data.ragged import as_bytes, as_lists, join, keep, lengths, merge, ranges, split
+from orpo_data.ragged import as_bytes, as_lists, cut, join, keep, lengths, merge, offsets, ranges, split
 from orpo_data.schema import TOKEN_IDS
 
 rows = st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4), max_size=6)
@@ -21,6 +21,17 @@ def columns(draw: st.DrawFn) -> pa.ListArray:
     whole, unused = pa.array([*before, *own, *behind], TOKEN_IDS), pa.array([7] * draw(st.integers(0, 2)), pa.int32())
     values = pa.concat_arrays([unused, whole.values]).slice(len(unused))
     return pa.ListArray.from_arrays(whole.offsets, values).slice(len(before), len(own))
+
+
+@given(st.lists(st.text(max_size=3)), st.integers(0, 3), st.sampled_from([pa.string(), pa.binary(), TOKEN_IDS]))
+def test_offsets(texts: list[str], before: int, kind: pa.DataType) -> None:
+    """Those of a column that begins in the middle of another, and of one without a row, which may have no buffer."""
+    values = [text.encode() for text in texts]
+    column = pa.array([b"abc"] * before + values, pa.binary() if kind != TOKEN_IDS else TOKEN_IDS).cast(kind)
+    own = column.slice(before)
+    assert np.diff(offsets(own)).tolist() == [len(value) for value in values]
+    assert offsets(own)[0] == 3 * before * bool(values)
+    assert offsets(own.filter(pa.array([False] * len(own), pa.bool_()))).tolist() == [0]
 
 
 @given(columns())
@@ -44,6 +55,14 @@ def test_split(lists: pa.ListArray, data: st.DataObject) -> None:
     first, others = split(lists, counts)
     assert first.to_pylist() == [ids[:n] for ids, n in zip(lists.to_pylist(), counts, strict=True)]
     assert others.to_pylist() == [ids[n:] for ids, n in zip(lists.to_pylist(), counts, strict=True)]
+
+
+@given(columns(), st.data())
+def test_cut(lists: pa.ListArray, data: st.DataObject) -> None:
+    ids = lists.flatten()
+    bounds = np.array([0, *sorted(data.draw(st.lists(st.integers(0, len(ids))))), len(ids)])
+    whole = [ids.slice(start, end - start).to_pylist() for start, end in pairwise(bounds)]
+    assert cut(ids, bounds).to_pylist() == [np.array(part, np.int32).tobytes() for part in whole]
 
 
 @given(columns(), st.data())
