@@ -51,7 +51,7 @@ SPLITS = {
 }
 """Expressions that match across no cut. So does GPT-2's, which `ByteLevel` brings along."""
 
-_WINDOW = 1 << 20  # bytes that are looked at together: what is found of them stays in the processor's cache
+_WINDOW = 1 << 19  # bytes that are looked at together: what is found of them stays in the processor's cache
 _SPACE = ord(" ")
 _DIGITS = slice(ord("0"), ord("9") + 1)
 
