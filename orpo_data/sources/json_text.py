@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.json
 from isal import igzip, isal_zlib  # gzip, three times as fast
 
+from orpo_data.ragged import offsets
+
 CompressionError: Any = isal_zlib.error  # its stub takes the class for an instance
 
 NOT_UTF8 = "not UTF-8: "
@@ -94,8 +96,8 @@ def _whole(data: Any, head: bytes, limit: int) -> bytes:
 def _lines(content: bytes) -> pa.Array:
     """The lines of `content` without white space around them, as texts."""
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
-    offsets = np.concatenate(([0], ends, [len(content)]))
-    lines = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(content))
+    bounds = np.concatenate(([0], ends, [len(content)]))
+    lines = pa.LargeStringArray.from_buffers(len(bounds) - 1, pa.py_buffer(bounds), pa.py_buffer(content))
     try:
         lines.validate(full=True)
     except pa.ArrowInvalid:  # not UTF-8
@@ -143,9 +145,8 @@ def string_columns(records: pa.StringArray, names: Sequence[str]) -> list[pa.Str
     there are records are one for each.
     """
     lines = pc.binary_join_element_wise(records, "", "\n")
-    offsets = np.frombuffer(lines.buffers()[1], np.int32)[: len(lines) + 1]
-    data = np.frombuffer(lines.buffers()[2] or b"", np.uint8)
-    first, last = offsets[:-1], offsets[1:] - 2
+    bounds, data = offsets(lines), np.frombuffer(lines.buffers()[2] or b"", np.uint8)
+    first, last = bounds[:-1], bounds[1:] - 2
     if not ((last > first).all() and (data[first] == ord("{")).all() and (data[last] == ord("}")).all()):
         return None
     schema = pa.schema([(name, pa.string()) for name in names])
