@@ -21,8 +21,6 @@ from orpo_data.pieces import cut, cut_pairs, separators
 from orpo_data.ragged import as_bytes, merge, offsets
 from orpo_data.steps.tokens import Hashes, Tokens, among
 
-Mask = npt.NDArray[np.bool_]
-
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
 _LATEST = 1 << 20  # bytes of the latest pieces, which have a table of their own: to add to one is to copy it
 _TOGETHER = 200  # pieces that are shown to the tokenizer as one text: alone each takes it nearly twice as long
@@ -43,7 +41,7 @@ class _Table(NamedTuple):
         hashes, first = np.unique(hashes, return_index=True)
         return cls(hashes, first.astype(np.int32), pieces, ids)
 
-    def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[Mask, pa.BinaryArray]:
+    def find(self, pieces: pa.StringArray, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], pa.BinaryArray]:
         """Which of the pieces are known, and the ids of these, as bytes."""
         if not len(self.hashes):
             return np.zeros(len(pieces), np.bool_), self.ids

@@ -126,6 +126,9 @@ ENCODED = pa.schema(
 )
 """A pair as token ids before any limit on length (in memory only)."""
 
+ENCODED_SIDES = ("prompt_ids", "chosen_response_ids", "rejected_response_ids")
+"""Its columns of token ids, in the order of SIDES."""
+
 TOKENIZED = pa.schema(
     [
         pa.field("id", pa.string()),

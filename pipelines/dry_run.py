@@ -18,6 +18,7 @@ from orpo_data.batches import BATCH_ROWS
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
+from orpo_data.schema import ENCODED_SIDES
 from orpo_data.shards import check_sizes, iter_tables
 from orpo_data.steps.truncate import Truncate
 from orpo_data.views import CLEANED
@@ -114,8 +115,7 @@ def _variants(truncate: Truncate) -> Iterator[Truncate]:
 
 def _measure(encoded: pa.Table, variants: list[Truncate], report: LengthReport) -> None:
     """Add a table of ENCODED rows to the report."""
-    columns = ("prompt_ids", "chosen_response_ids", "rejected_response_ids")
-    prompt, chosen, rejected = (pc.list_value_length(encoded[name]).to_numpy() for name in columns)
+    prompt, chosen, rejected = (pc.list_value_length(encoded[name]).to_numpy() for name in ENCODED_SIDES)
     whole = prompt + np.maximum(chosen, rejected)
     for counts, values in zip(report.lengths.values(), (prompt, chosen, rejected, whole), strict=True):
         counts.update(values.tolist())

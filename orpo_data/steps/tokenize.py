@@ -5,11 +5,9 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from orpo_data.schema import DROPPED, ENCODED, SIDES
+from orpo_data.schema import DROPPED, ENCODED, ENCODED_SIDES, SIDES
 from orpo_data.steps.chat_template import ChatField
 from orpo_data.steps.step import Step, StepOutput
-
-ID_COLUMNS = ("prompt_ids", "chosen_response_ids", "rejected_response_ids")
 
 
 class Tokenize(Step):
@@ -22,6 +20,6 @@ class Tokenize(Step):
 
     def apply(self, table: pa.Table) -> StepOutput:
         prompts, chosen, rejected = (table[f"{side}_text"].combine_chunks() for side in SIDES)
-        ids = dict(zip(ID_COLUMNS, self.chat.encode_pairs(prompts, chosen, rejected), strict=True))
+        ids = dict(zip(ENCODED_SIDES, self.chat.encode_pairs(prompts, chosen, rejected), strict=True))
         columns = {name: ids[name] if name in ids else table[name] for name in ENCODED.names}
         return StepOutput(pa.table(columns, schema=ENCODED), DROPPED.empty_table())

@@ -12,11 +12,10 @@ from pydantic import Field
 
 from orpo_data.chat import Messages
 from orpo_data.ragged import Counts, as_bytes, as_lists, join, keep, lengths, split
-from orpo_data.schema import TOKENIZED
+from orpo_data.schema import ENCODED_SIDES, TOKENIZED
 from orpo_data.steps.chat_template import ChatField, Failed, set_aside
 from orpo_data.steps.step import Step, StepOutput
 
-RESPONSES = ("chosen_response_ids", "rejected_response_ids")
 Shorter = dict[int, tuple[bytes, int]]
 """By row: the ids of a prompt without its oldest turns, as bytes, and how many turns these were."""
 
@@ -37,7 +36,7 @@ class Truncate(Step):
     overlong_response: Literal["truncate", "drop"]
 
     def apply(self, table: pa.Table) -> StepOutput:
-        prompts, chosen, rejected = (table[name].combine_chunks() for name in ("prompt_ids", *RESPONSES))
+        prompts, chosen, rejected = (table[name].combine_chunks() for name in ENCODED_SIDES)
         failed, shorter = self._fit_prompts(table["prompt"], lengths(prompts))
         prompts = _with(prompts, shorter)
         turns_dropped = np.zeros(len(table), np.int32)
