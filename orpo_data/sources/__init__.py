@@ -1,7 +1,7 @@
 """Upstream formats, one file each: the schema of its rows, files never read, column names, and `parse`."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from orpo_data.errors import OrpoError
 from orpo_data.schema import PAIRS
 from orpo_data.sources import hh_rlhf, pairs, ultrafeedback
-from orpo_data.sources.columns import Fields, Rows
+from orpo_data.sources.columns import Fields, Found, Rows
 from orpo_data.sources.record import MissingColumn, Unparsable, column_list, excerpt, has_column
 
 
@@ -22,18 +22,18 @@ class Source:
     schema: pa.Schema  # RATED or PAIRS
     exclude: tuple[str, ...]  # globs of file names that are never read
     columns: Mapping[str, tuple[str, ...]]  # our name of a column -> the upstream's names for it, tried in turn
-    only_strings: bool  # an ordinary record has just these columns, each a string; `rows` takes them as fields
     parse: Callable[[Any, Mapping[str, str]], dict[str, Any]]
     """From one JSON value, and the names of columns that differ from `columns`, to the content columns of a row (all
     but id and origin). Raises Unparsable where the value is not what the source promises, and nothing else."""
-    fields: Callable[[Sequence[Any], Mapping[str, str]], Fields]
-    """What `rows` needs of some JSON values. Raises Odd where they want to be parsed one by one."""
+    fields: Callable[[Found], Fields]
+    """What `rows` needs of some records, found under the names of `columns`. Raises Odd where they want to be parsed
+    one by one."""
     rows: Callable[[Fields], Rows]
     """`parse` for many, from their fields."""
 
 
 SOURCES = {
-    name: Source(kind.SCHEMA, kind.EXCLUDE, kind.COLUMNS, kind.ONLY_STRINGS, kind.parse, kind.fields, kind.rows)
+    name: Source(kind.SCHEMA, kind.EXCLUDE, kind.COLUMNS, kind.parse, kind.fields, kind.rows)
     for name, kind in (("ultrafeedback", ultrafeedback), ("hh-rlhf", hh_rlhf), ("pairs", pairs))
 }
 

@@ -1,16 +1,17 @@
 """What record.py does to one record, for many at once: the ordinary ones of a file, through columns instead of a loop.
 
 `parse` of a source is the definition, record by record. Beside it stand two functions that make the same rows of many
-records. `fields` takes what is needed out of a few dozen decoded records, which a processor's cache holds, and checks
-every type; `rows` makes the columns of thousands. Records that are not surely ordinary are Odd, which decides nothing:
-they go through `parse`, which says what is wrong with them, if anything is.
+records. `fields` takes what is needed out of them and checks every type: of thousands that were read as columns, for
+they are all of one type, or of a few dozen decoded ones, which a processor's cache holds; `rows` makes the columns of
+thousands. Records that are not surely ordinary are Odd, which decides nothing: they go through `parse`, which says what
+is wrong with them, if anything is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import methodcaller
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,8 @@ ROLE_NAMES = ("user", "assistant", "system")  # Turns hold their places here
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-Fields = Mapping[str, list[Any] | pa.StringArray]
+Values: TypeAlias = list[Any] | pa.Array
+Fields = Mapping[str, Values]
 """What a source needs of its records, by names of its own: some have a value for each record, some for each turn."""
 
 
@@ -63,11 +65,11 @@ def join(pieces: Sequence[Fields]) -> Fields:
     return {name: [*chain.from_iterable(piece[name] for piece in pieces)] for name in pieces[0]}
 
 
-def texts(values: Sequence[str | None] | pa.StringArray) -> pl.Series:
+def texts(values: Values) -> pl.Series:
     return pl.Series(values, dtype=pl.String)
 
 
-def numbers(values: Sequence[float | None]) -> pl.Series:
+def numbers(values: Values) -> pl.Series:
     return pl.Series(values, dtype=pl.Float64)
 
 
@@ -91,17 +93,37 @@ def first_of(values: list[Any], others: list[Any]) -> list[Any]:
     return [new if old is None else old for old, new in zip(values, others, strict=True)]
 
 
-class Records:
-    """As `record.Record`, for many records: each method gives a list, and raises Odd where one row might fail."""
+class Found(Protocol):
+    """As `record.Record`, for many records: each method gives a value a record, and raises Odd where one might fail."""
 
-    def __init__(
-        self, values: Sequence[Any], columns: Mapping[str, str], defaults: Mapping[str, tuple[str, ...]]
-    ) -> None:
+    def get(self, name: str) -> Values:
+        """The first value there is under any of the names, or null."""
+
+    def text(self, name: str) -> Values:
+        """Required strings."""
+
+    def optional_text(self, name: str) -> Values:
+        """Strings or nulls."""
+
+    def optional_number(self, name: str) -> Values:
+        """Numbers that float32 can hold, or nulls."""
+
+
+Defaults = Mapping[str, tuple[str, ...]]
+
+
+def _names(columns: Mapping[str, str], defaults: Defaults) -> Defaults:
+    return {name: (columns[name],) if name in columns else defaults[name] for name in defaults}
+
+
+class Records:
+    """`Found` in decoded records, as lists."""
+
+    def __init__(self, values: Sequence[Any], columns: Mapping[str, str], defaults: Defaults) -> None:
         self._values = of_type(values, dict)
-        self._names = {name: (columns[name],) if name in columns else defaults[name] for name in defaults}
+        self._names = _names(columns, defaults)
 
     def get(self, name: str) -> list[Any]:
-        """The first value there is under any of the names, or null."""
         first, *others = self._names[name]
         found = reached(self._values, first)
         for column in others:
@@ -110,21 +132,92 @@ class Records:
         return found
 
     def text(self, name: str) -> list[str]:
-        """Required strings."""
         return of_type(self.get(name), str)
 
     def optional_text(self, name: str) -> list[str | None]:
-        """Strings or nulls."""
         return of_type(self.get(name), str, NULL)
 
     def optional_number(self, name: str) -> list[float | None]:
-        """Numbers that float32 can hold, or nulls."""
         values = of_type(self.get(name), int, float, NULL)
         if not max(map(abs, filter(None, values)), default=0) <= FLOAT32_MAX:
             raise Odd
         if int not in {*map(type, values)}:
             return values
         return [None if value is None else float(value) for value in values]
+
+
+class Columns:
+    """`Found` in records of one type, from `json_text.read_alike`."""
+
+    def __init__(self, values: pa.StructArray, columns: Mapping[str, str], defaults: Defaults) -> None:
+        self._values = values
+        self._names = _names(columns, defaults)
+
+    def get(self, name: str) -> pa.Array:
+        found = [values for column in self._names[name] for values in _reached(self._values, column)]
+        if len({values.type for values in found}) > 1:
+            raise Odd
+        return pc.coalesce(*found) if found else pa.nulls(len(self._values))
+
+    def text(self, name: str) -> pa.StringArray:
+        return strings(self.get(name))
+
+    def optional_text(self, name: str) -> pa.Array:
+        return optional(self.get(name), pa.string())
+
+    def optional_number(self, name: str) -> pa.Array:
+        values = optional(self.get(name), pa.float64())
+        known = values.drop_null().cast(pa.float64()).to_numpy()
+        if (np.abs(known) > FLOAT32_MAX).any() or np.signbit(known[known == 0]).any():  # the integer -0 is 0
+            raise Odd
+        return values
+
+
+def _reached(values: pa.StructArray, column: str) -> Iterator[pa.Array]:
+    """Where `record.reach` looks for a column, in turn, save where all is null."""
+    if (found := field(values, column)).type != pa.null():
+        yield found
+    outer, _, inner = column.partition(".")
+    if inner and pa.types.is_struct((within := field(values, outer)).type):
+        yield from _reached(within, inner)
+
+
+def strings(values: pa.Array) -> pa.StringArray:
+    """`values`, all of them strings; otherwise Odd."""
+    if values.type != pa.string():
+        raise Odd
+    return not_null(values)
+
+
+def optional(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`values`, which are of this type or all null; otherwise Odd."""
+    if values.type not in (kind, pa.null()):
+        raise Odd
+    return values
+
+
+def listed(values: pa.Array) -> pa.StructArray:
+    """What lists hold that are all of objects or nulls, one after the other; Odd where there is anything else."""
+    if not (pa.types.is_list(values.type) and pa.types.is_struct(values.type.value_type)):
+        raise Odd
+    return not_null(values).flatten()
+
+
+def field(values: pa.Array, name: str) -> pa.Array:
+    """A field of objects as JSON has them: null where it or the object is missing; Odd where there is anything else."""
+    if values.type == pa.null():
+        return values
+    if not pa.types.is_struct(values.type):
+        raise Odd
+    place = values.type.get_field_index(name)
+    return values.field(place) if place >= 0 else pa.nulls(len(values))
+
+
+def not_null(values: pa.Array) -> pa.Array:
+    """`values`, none of which is null; otherwise Odd."""
+    if values.null_count:
+        raise Odd
+    return values
 
 
 @dataclass(frozen=True)

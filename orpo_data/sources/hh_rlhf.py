@@ -8,13 +8,12 @@ import numpy as np
 import polars as pl
 
 from orpo_data.schema import PAIRS
-from orpo_data.sources.columns import Bools, Fields, Records, Rows, Turns, split_turns_of_many, texts
+from orpo_data.sources.columns import Bools, Fields, Found, Rows, Turns, split_turns_of_many, texts
 from orpo_data.sources.record import Record, Turn, Unparsable, excerpt, split_turns
 
 SCHEMA = PAIRS
 EXCLUDE = ("**/red-team-attempts/**", "**/red[-_]team[-_]attempts*")  # dialogues with ratings, no preferences
 COLUMNS = {"chosen": ("chosen",), "rejected": ("rejected",)}
-ONLY_STRINGS = True
 
 LABEL = re.compile(r"\n\r?\n(Human|Hum|Assistant):")  # "Hum:" is a typo that occurs upstream
 ROLES = {"Human": "user", "Hum": "user", "Assistant": "assistant"}
@@ -100,9 +99,8 @@ def _side(fields: Record, name: str) -> list[Turn]:
         raise Unparsable(f"{name}: {error}") from None
 
 
-def fields(records: Sequence[Any], columns: Mapping[str, str]) -> Fields:
+def fields(found: Found) -> Fields:
     """The transcripts of many records; raises Odd."""
-    found = Records(records, columns, COLUMNS)
     return {side: found.text(side) for side in ("chosen", "rejected")}
 
 

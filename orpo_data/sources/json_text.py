@@ -1,9 +1,9 @@
 """Records out of JSON text: lines, one record each, or one array."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ NO_JSON = "not to be written as JSON: "
 
 BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 20  # bytes of lines that are cut at a time
+MOST_FIELDS = 64  # of an object that is read as columns, each of which takes memory for every row
 ROWS = 1_000  # records of an array, or of a table, that are written as text at a time
 
 
@@ -136,10 +137,10 @@ def record_table(records: pa.Array, first: int) -> pa.Table:
     return table.filter(pc.invert(blank)) if pc.any(blank).as_py() else table
 
 
-def string_columns(records: pa.StringArray, names: Sequence[str]) -> list[pa.StringArray] | None:
-    """The fields `names` of JSON objects that have just these, all of them strings; None if one record differs.
+def read_alike(records: pa.StringArray, kind: pa.StructType) -> pa.StructArray | None:
+    """JSON objects that are of one type, as columns; None if one record is anything else, or has a field more.
 
-    No object for a record or a string, and other threads run meanwhile. Arrow reads one value after the other, wherever
+    No object for a record or a value, and other threads run meanwhile. Arrow reads one value after the other, wherever
     it ends. Where every record begins with a brace and ends with one, no value goes on in the next record: a string
     would hold the line break between them, and outside of strings no JSON has "}" before "{". So as many values as
     there are records are one for each.
@@ -149,15 +150,44 @@ def string_columns(records: pa.StringArray, names: Sequence[str]) -> list[pa.Str
     first, last = bounds[:-1], bounds[1:] - 2
     if not ((last > first).all() and (data[first] == ord("{")).all() and (data[last] == ord("}")).all()):
         return None
-    schema = pa.schema([(name, pa.string()) for name in names])
     try:
         table = pyarrow.json.read_json(
             pa.BufferReader(data),
             pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+            pyarrow.json.ParseOptions(explicit_schema=pa.schema(kind), unexpected_field_behavior="error"),
         )
     except pa.ArrowInvalid:
         return None
-    if len(table) != len(records) or any(column.null_count for column in table.columns):
-        return None
-    return [column.combine_chunks() for column in table.columns]
+    values = table.to_struct_array().combine_chunks()
+    return values if len(values) == len(records) and _is_finite(values) else None
+
+
+def type_of(values: Iterable[Any]) -> pa.DataType:
+    """The type that all of these JSON values have, nulls aside: numbers are float64.
+
+    Raises ValueError if they have none, or one of objects that have more fields than is sensible.
+    """
+    known = [value for value in values if value is not None]
+    kinds = {*map(type, known)}
+    if kinds == {dict}:
+        names = dict.fromkeys(chain.from_iterable(known))
+        if len(names) > MOST_FIELDS:
+            raise ValueError(f"objects with {len(names)} fields")
+        return pa.struct({name: type_of(value.get(name) for value in known) for name in names})
+    if kinds == {list}:
+        items = type_of(chain.from_iterable(known))
+        return pa.list_(pa.string() if items == pa.null() else items)  # Arrow miscounts what lists of nulls hold
+    if kinds <= {int, float}:
+        return pa.float64() if kinds else pa.null()
+    if len(kinds) > 1:
+        raise ValueError(f"values of {len(kinds)} types")
+    return pa.string() if kinds == {str} else pa.bool_()
+
+
+def _is_finite(values: pa.Array) -> bool:
+    """Whether no number in them, at any depth, is one that JSON does not have: Arrow reads NaN and Infinity."""
+    if pa.types.is_struct(values.type):
+        return all(map(_is_finite, values.flatten()))
+    if pa.types.is_list(values.type):
+        return _is_finite(values.flatten())
+    return not pa.types.is_floating(values.type) or pc.all(pc.is_finite(values), min_count=0).as_py()

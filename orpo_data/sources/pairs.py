@@ -7,26 +7,32 @@
 - `conversations` as the prompt, with `system` beside it (LLaMA-Factory).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from operator import methodcaller
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from orpo_data.schema import PAIRS
 from orpo_data.sources.columns import (
     NULL,
     ROLE_NAMES,
     Fields,
+    Found,
     Odd,
-    Records,
     Rows,
     Turns,
+    Values,
+    field,
     get,
+    listed,
+    not_null,
     numbers,
     of_type,
     split_turns_of_many,
+    strings,
     texts,
     to_arrow,
 )
@@ -45,7 +51,6 @@ COLUMNS = {
     "model_rejected": ("model_rejected", "rejected-model", "rejected_model"),
     "subset": ("subset",),
 }
-ONLY_STRINGS = False
 TEXTS, NUMBERS = ("system", "model_chosen", "model_rejected", "subset"), ("score_chosen", "score_rejected")
 
 ROLES = {
@@ -114,12 +119,11 @@ def _with_system(prompt: list[Turn], system: str | None) -> list[Turn]:
     return [{"role": "system", "content": system}, *prompt]
 
 
-def fields(records: Sequence[Any], columns: Mapping[str, str]) -> Fields:
+def fields(found: Found) -> Fields:
     """What the rows need of many records: a value each, or one for each turn; raises Odd."""
-    found = Records(records, columns, COLUMNS)
     sides = {
-        "chosen": turns_of_many(of_type(found.get("chosen"), str, list, dict), "assistant"),
-        "rejected": turns_of_many(of_type(found.get("rejected"), str, list, dict), "assistant"),
+        "chosen": turns_of_many(found.get("chosen"), "assistant", required=True),
+        "rejected": turns_of_many(found.get("rejected"), "assistant", required=True),
         "prompt": turns_of_many(found.get("prompt"), "user"),
     }
     return {
@@ -142,12 +146,17 @@ def rows(fields: Fields) -> Rows:
     return Rows(columns, ~whole & (given.lengths == 0))
 
 
-def turns_of_many(values: Sequence[Any], role: str) -> Fields:
-    """`turns` for many rows, all of one form: strings, lists of messages, or messages; no turns where all are null."""
+def turns_of_many(values: Values, role: str, *, required: bool = False) -> Fields:
+    """`turns` for many rows, all of one form: strings, lists of messages, or messages; no turns where all are null,
+    which they may be unless they are `required`."""
+    return (_turns_in_column if isinstance(values, pa.Array) else _turns_in_list)(values, role, required)
+
+
+def _turns_in_list(values: Sequence[Any], role: str, required: bool) -> Fields:
     kinds = {*map(type, values)}
     if kinds == {str}:
         return {"roles": [PLACES[role]] * len(values), "contents": [*values], "lengths": [1] * len(values)}
-    if kinds == {dict} or kinds == {NULL}:
+    if kinds == {dict} or (kinds == {NULL} and not required):
         values = [[value] if value is not None else [] for value in values]
     elif kinds != {list}:
         raise Odd
@@ -155,10 +164,30 @@ def turns_of_many(values: Sequence[Any], role: str) -> Fields:
     has_role = any(map(methodcaller("__contains__", "role"), messages))
     role_key, content_key = ("role", "content") if has_role else ("from", "value")
     names, contents = (of_type(get(messages, key), str) for key in (role_key, content_key))
-    known = {name: PLACES.get(ROLES.get(name.lower(), "")) for name in {*names}}
-    if None in known.values():
-        raise Odd
+    known = _places(names)
     return {"roles": [*map(known.__getitem__, names)], "contents": contents, "lengths": [*map(len, values)]}
+
+
+def _turns_in_column(values: pa.Array, role: str, required: bool) -> Fields:
+    kind, count = values.type, len(values)
+    if kind == pa.null() and not required:
+        return {"roles": [], "contents": [], "lengths": [0] * count}
+    if kind == pa.string():
+        return {"roles": [PLACES[role]] * count, "contents": not_null(values), "lengths": [1] * count}
+    messages = listed(values)
+    role_key, content_key = ("role", "content") if messages.type.get_field_index("role") >= 0 else ("from", "value")
+    names, contents = (strings(field(messages, key)) for key in (role_key, content_key))
+    coded = names.dictionary_encode()
+    places = pa.array(_places(coded.dictionary.to_pylist()).values(), pa.int64())
+    return {"roles": places.take(coded.indices), "contents": contents, "lengths": values.value_lengths()}
+
+
+def _places(names: Iterable[str]) -> dict[str, int]:
+    """The place of each different role, in their order; raises Odd where one is none."""
+    different = dict.fromkeys(names)
+    if not {*map(str.lower, different)} <= {*ROLES}:
+        raise Odd
+    return {name: PLACES[ROLES[name.lower()]] for name in different}
 
 
 def _joined(fields: Fields, side: str) -> Turns:

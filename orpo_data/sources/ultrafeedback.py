@@ -11,14 +11,18 @@ from orpo_data.schema import ASPECTS, RATED
 from orpo_data.sources.columns import (
     NULL,
     Fields,
+    Found,
     Odd,
-    Records,
     Rows,
     Turns,
+    field,
     get,
+    listed,
     lists,
     numbers,
     of_type,
+    optional,
+    strings,
     texts,
     to_arrow,
 )
@@ -27,7 +31,6 @@ from orpo_data.sources.record import Record, Unparsable, excerpt, json_name, num
 SCHEMA = RATED
 EXCLUDE: tuple[str, ...] = ()
 COLUMNS = {"instruction": ("instruction",), "completions": ("completions",), "subset": ("source",)}
-ONLY_STRINGS = False
 
 NOT_RATED = ("", "N/A")
 ASPECT_SCALE = (1, 5)
@@ -96,21 +99,40 @@ def _optional_text(fields: Mapping[str, Any], key: str, where: str) -> str | Non
     return None if fields.get(key) is None else text(fields[key], f"{where}.{key}")
 
 
-def fields(records: Sequence[Any], columns: Mapping[str, str]) -> Fields:
+def fields(found: Found) -> Fields:
     """What the rows need of many records: a value each, or one for each answer; raises Odd."""
-    found = Records(records, columns, COLUMNS)
-    completions = of_type(found.get("completions"), list)
-    answers = of_type(chain.from_iterable(completions), dict)
-    annotations = _objects(get(answers, "annotations"))
+    completions = found.get("completions")
     return {
         "instruction": found.text("instruction"),
         "subset": found.optional_text("subset"),
+        **(_answers_in_column if isinstance(completions, pa.Array) else _answers_in_list)(completions),
+    }
+
+
+def _answers_in_list(completions: Sequence[Any]) -> Fields:
+    completions = of_type(completions, list)
+    answers = of_type(chain.from_iterable(completions), dict)
+    annotations = _objects(get(answers, "annotations"))
+    return {
         "answers": [*map(len, completions)],
         "model": of_type(get(answers, "model"), str, NULL),
         "response": of_type(get(answers, "response"), str),
         "system_prompt": of_type(get(answers, "custom_system_prompt"), str, NULL),
         "overall_score": _ratings(get(answers, "overall_score"), OVERALL_SCALE),
         **{aspect: _aspects(get(annotations, aspect)) for aspect in ASPECTS},
+    }
+
+
+def _answers_in_column(completions: pa.Array) -> Fields:
+    answers = listed(completions)
+    annotations = field(answers, "annotations")
+    return {
+        "answers": completions.value_lengths(),
+        "model": optional(field(answers, "model"), pa.string()),
+        "response": strings(field(answers, "response")),
+        "system_prompt": optional(field(answers, "custom_system_prompt"), pa.string()),
+        "overall_score": _coded_ratings(field(answers, "overall_score"), OVERALL_SCALE),
+        **{aspect: _coded_ratings(field(field(annotations, aspect), "Rating"), ASPECT_SCALE) for aspect in ASPECTS},
     }
 
 
@@ -150,3 +172,8 @@ def _ratings(values: Sequence[Any], scale: tuple[int, int]) -> list[float | None
     except Unparsable:
         raise Odd from None
     return [*map(known.__getitem__, values)]
+
+
+def _coded_ratings(values: pa.Array, scale: tuple[int, int]) -> pa.Array:
+    coded = values.dictionary_encode()
+    return pa.array(_ratings(coded.dictionary.to_pylist(), scale), pa.float64()).take(coded.indices)

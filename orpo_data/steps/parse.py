@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from orpo_data.schema import DROPPED, MESSAGE, MESSAGES, ORIGIN, row_id, row_ids
 from orpo_data.sources import SOURCES, Diverging, Source, check_settings
-from orpo_data.sources.columns import Bools, Fields, Ints, Odd, Rows, join
-from orpo_data.sources.json_text import LIMITS, NO_JSON, NOT_UTF8, TOO_LONG, string_columns
+from orpo_data.sources.columns import Bools, Columns, Fields, Ints, Odd, Records, Rows, join
+from orpo_data.sources.json_text import LIMITS, NO_JSON, NOT_UTF8, TOO_LONG, read_alike, type_of
 from orpo_data.sources.record import Turn, Unparsable, first_answers
 from orpo_data.steps.step import Step, StepOutput, dropped_rows
 
@@ -75,14 +75,15 @@ class Parse(Step):
     def _fields(self, texts: pa.StringArray) -> tuple[list[Fields], Bools]:
         """Piece by piece, and which records are in none of them: one odd record costs a few others."""
         source, odd = SOURCES[self.dataset], np.zeros(len(texts), np.bool_)
-        if whole := self._strings(texts):
+        if (whole := self._alike(texts)) is not None:
             return [whole], odd
         records = texts.cast(pa.binary()).to_pylist()
         pieces, spans = [], [(start, start + PIECE) for start in range(0, len(records), PIECE)][::-1]
         while spans:
             start, stop = spans.pop()
             try:
-                pieces.append(source.fields([*map(orjson.loads, records[start:stop])], self.columns))
+                values = [*map(orjson.loads, records[start:stop])]
+                pieces.append(source.fields(Records(values, self.columns, source.columns)))
             except (orjson.JSONDecodeError, Odd):
                 if stop - start <= FEW:
                     odd[start:stop] = True
@@ -91,14 +92,16 @@ class Parse(Step):
                     spans += (middle, stop), (start, middle)
         return pieces, odd
 
-    def _strings(self, records: pa.StringArray) -> Fields | None:
-        """The fields of all records, if they are just a source's columns."""
+    def _alike(self, texts: pa.StringArray) -> Fields | None:
+        """The fields of all records, if these are of the one type that the first ones have."""
         source = SOURCES[self.dataset]
-        names = [self.columns.get(name, first) for name, (first, *_) in source.columns.items()]
-        if not source.only_strings or len({*names}) < len(names) or any("." in name for name in names):
+        try:
+            kind = type_of(map(orjson.loads, texts[:PIECE].to_pylist()))
+            source.fields(Columns(pa.array([], kind), self.columns, source.columns))  # Odd: not worth reading
+            values = read_alike(texts, kind)
+            return None if values is None else source.fields(Columns(values, self.columns, source.columns))
+        except (ValueError, RecursionError, Odd):  # not JSON, of several types, nested without end
             return None
-        columns = string_columns(records, names)
-        return dict(zip(source.columns, columns, strict=True)) if columns else None
 
     def _parted(self, rows: Rows) -> Bools:
         """Whether `_cut_diverging` has to look at a row."""

@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from orpo_data.schema import DROPPED, PAIRS, RATED, RAW, pair_id
 from orpo_data.sources.hh_rlhf import format_transcript
 from orpo_data.sources.json_text import NOT_UTF8
+from orpo_data.steps import parse
 from orpo_data.steps.parse import Parse
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "hh_rlhf"
@@ -214,6 +216,214 @@ def test_rows_are_accounted_for_and_batching_changes_nothing(dataset, records, s
     if parts:
         assert pa.concat_tables([part.kept for part in parts]).to_pylist() == whole.kept.to_pylist()
         assert pa.concat_tables([part.dropped for part in parts]).to_pylist() == whole.dropped.to_pylist()
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=4)
+FIGURE = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.just(0)
+SCORE = st.sampled_from([0, -0.0, 1, 2.5, 4, 5.0])
+TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "Assistant", "system"]), "content": TEXT})
+SHAREGPT = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "narrator"]), "value": TEXT})
+SIDES = [TEXT, TURN, st.lists(TURN, max_size=3), st.lists(SHAREGPT, max_size=3)]
+ANSWER = st.fixed_dictionaries(
+    {"response": TEXT, "overall_score": SCORE},
+    optional={
+        "model": TEXT | st.none(),
+        "custom_system_prompt": TEXT,
+        "annotations": st.none()
+        | st.dictionaries(
+            st.sampled_from(["helpfulness", "honesty"]),
+            st.none() | st.fixed_dictionaries({}, optional={"Rating": st.sampled_from(["1", "5.0", "N/A", "six"])}),
+        ),
+    },
+)
+SHAPES = {
+    "pairs": st.sampled_from(SIDES).flatmap(
+        lambda side: st.lists(
+            st.fixed_dictionaries(
+                {"chosen": side, "rejected": side},
+                optional={
+                    "prompt": TEXT | st.none(),
+                    "conversations": st.none(),
+                    "subset": TEXT,
+                    "score_chosen": FIGURE,
+                    "metadata": st.none() | st.fixed_dictionaries({}, optional={"score_chosen": FIGURE, "n": SCORE}),
+                },
+            )
+        )
+    ),
+    "hh-rlhf": st.lists(st.fixed_dictionaries({"chosen": TEXT, "rejected": TEXT}, optional={"id": FIGURE})),
+    "ultrafeedback": st.lists(
+        st.fixed_dictionaries(
+            {"instruction": TEXT, "completions": st.lists(ANSWER, max_size=3)}, optional={"source": TEXT | st.none()}
+        )
+    ),
+}
+SPOILT = st.sampled_from([None, True, 1, "x", [], {}, [None], [{"role": None}], {"score_chosen": "high"}])
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """Records of one shape, save perhaps for one value, written as JSON."""
+    dataset = draw(st.sampled_from([*SHAPES]))
+    records = draw(SHAPES[dataset])
+    if records and draw(st.booleans()):
+        records[draw(st.integers(0, len(records) - 1))][draw(st.sampled_from([*records[0], "metadata"]))] = draw(SPOILT)
+    return dataset, [orjson.dumps(record).decode() for record in records]
+
+
+def check_together(dataset: str, texts: list[str]) -> None:
+    """What records become together is what each becomes by itself."""
+    step, table = Parse(dataset=dataset), raw(*texts)
+    together, (by_itself, _) = step.apply(table), step._one_by_one(table)
+    assert together.kept.schema == by_itself.kept.schema
+    assert repr(together.kept.to_pylist()) == repr(by_itself.kept.to_pylist())  # tells 0 from -0
+    assert together.dropped.equals(by_itself.dropped)
+    assert together.changed == by_itself.changed
+
+
+@given(alike(), st.sampled_from([1, 2, 32]))
+def test_records_read_together_are_read_as_each_by_itself(records: tuple[str, list[str]], looked_at: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parse, "PIECE", looked_at)
+        check_together(*records)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"subset": 1},
+        {"subset": ["x"]},
+        {"score_chosen": "2"},
+        {"score_chosen": True},
+        {"score_chosen": 1e39},
+        {"score_chosen": -0.0},
+        {"metadata.score_chosen": 1, "metadata": {"score_chosen": 2}},
+        {"metadata.score_chosen": None, "metadata": {"score_chosen": 2}},
+        {"metadata": {"score_chosen": 2}, "chosen_score": 1},
+        {"metadata": 3},
+        {"prompt": None},
+        {"prompt": None, "conversations": [{"from": "human", "value": "c"}]},
+        {"conversations": [{"from": "human", "value": "c"}]},
+        {"chosen": 1},
+        {"chosen": None},
+        {"chosen": []},
+        {"chosen": ["a"]},
+        {"chosen": [None]},
+        {"chosen": [{"role": "user", "content": "a"}, None]},
+        {"chosen": [{"role": "user", "content": None}]},
+        {"chosen": [{"role": "user"}]},
+        {"chosen": [{"role": None, "content": "a"}]},
+        {"chosen": [{"role": "nobody", "content": "a"}]},
+        {"chosen": [{"role": "HUMAN", "content": "a"}]},
+        {"chosen": [{"role": "user", "content": "a", "from": "gpt", "value": "b"}]},
+        {"chosen": [{"role": 1, "content": "a"}]},
+        {"chosen": [{"from": "human", "value": "a", "role": None}]},
+        {"chosen": {"role": "user", "content": "a"}},
+    ],
+)
+@pytest.mark.parametrize("times", [1, 3])
+def test_pairs_of_any_one_form_are_read_as_each_by_itself(other: dict[str, Any], times: int) -> None:
+    same = other["chosen"] if type(other.get("chosen")) in (list, dict) else "b"
+    record = {"prompt": "q", "chosen": "a", "rejected": same} | other
+    check_together("pairs", [orjson.dumps(record).decode()] * times)
+
+
+@pytest.mark.parametrize("missing", [{}, {"chosen": None}, {"chosen": []}, {"chosen": [None]}])
+def test_one_conversation_that_is_missing(missing: dict[str, Any]) -> None:
+    turn = [{"role": "user", "content": "a"}]
+    whole = {"prompt": "q", "chosen": turn, "rejected": turn * 2}
+    other = {"prompt": "q", "rejected": turn} | missing
+    check_together("pairs", [orjson.dumps(record).decode() for record in (whole, other, whole)])
+
+
+@pytest.mark.parametrize("missing", [{}, {"completions": None}, {"completions": []}, {"completions": [None]}])
+def test_one_list_of_answers_that_is_missing(missing: dict[str, Any]) -> None:
+    whole = {"instruction": "q", "completions": [{"response": "a", "overall_score": 8}]}
+    records = (whole, {"instruction": "q"} | missing, whole)
+    check_together("ultrafeedback", [orjson.dumps(record).decode() for record in records])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"completions": None},
+        {"completions": []},
+        {"completions": "a"},
+        {"completions": ["a"]},
+        {"completions": [None]},
+        {"completions": [{"response": None}]},
+        {"completions": [{"response": 1}]},
+        {"completions": [{"response": "a", "model": 1}]},
+        {"completions": [{"response": "a", "overall_score": 0}]},
+        {"completions": [{"response": "a", "overall_score": -0.0}]},
+        {"completions": [{"response": "a", "overall_score": 11}]},
+        {"completions": [{"response": "a", "overall_score": " n/a "}]},
+        {"completions": [{"response": "a", "overall_score": "7"}, {"response": "b"}]},
+        {"completions": [{"response": "a", "overall_score": True}]},
+        {"completions": [{"response": "a", "annotations": "good"}]},
+        {"completions": [{"response": "a", "annotations": {}}, {"response": "b", "annotations": None}]},
+        {"completions": [{"response": "a", "annotations": {"honesty": None}}]},
+        {"completions": [{"response": "a", "annotations": {"honesty": "5"}}]},
+        {"completions": [{"response": "a", "annotations": {"honesty": {"Rating": 5}}}]},
+        {"completions": [{"response": "a", "annotations": {"honesty": {"Rating": "6"}}}]},
+        {"completions": [{"response": "a", "annotations": {"honesty": [{"Rating": "5"}]}}]},
+        {"instruction": None},
+        {"source": 1},
+    ],
+)
+@pytest.mark.parametrize("times", [1, 3])
+def test_ratings_of_any_one_form_are_read_as_each_by_itself(other: dict[str, Any], times: int) -> None:
+    record = {"instruction": "q", "completions": [{"response": "a", "overall_score": 8}]} | other
+    check_together("ultrafeedback", [orjson.dumps(record).decode()] * times)
+
+
+def test_a_whole_zero_has_no_sign() -> None:
+    output = Parse(dataset="pairs").apply(raw(GOOD.replace("2", "-0"), GOOD.replace("2", "-0.0")))
+    assert [str(score) for score in output.kept["score_chosen"].to_pylist()] == ["0.0", "-0.0"]
+
+
+SAYS = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
+ORDINARY = {
+    "texts": ("hh-rlhf", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
+    "prompt beside": ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "metadata": {"score_chosen": 8.5}}),
+    "prompt inside": ("pairs", {"prompt": "q", "chosen": [*SAYS[:2]], "rejected": [SAYS[0], SAYS[2]], "id": 7}),
+    "ShareGPT": (
+        "pairs",
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": [{"from": "gpt", "value": "a"}],
+            "rejected": [{"from": "gpt", "value": "b"}],
+        },
+    ),
+    "rated": (
+        "ultrafeedback",
+        {
+            "instruction": "q",
+            "models": ["m"],
+            "completions": [
+                {"model": "m", "response": "a", "overall_score": 8, "annotations": {"honesty": {"Rating": "4"}}},
+                {"model": "n", "response": "b", "overall_score": 7.5, "annotations": {"honesty": {"Rating": "N/A"}}},
+            ],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ORDINARY)
+def test_ordinary_records_are_never_decoded(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save the few that show what they are like."""
+    dataset, record = ORDINARY[form]
+    monkeypatch.delattr(parse, "Records")
+    output = Parse(dataset=dataset).apply(raw(*[orjson.dumps(record).decode()] * 100))
+    assert (len(output.kept), len(output.dropped)) == (100, 0)
+    assert len({*output.kept["id"].to_pylist()}) == 1
+
+
+@pytest.mark.parametrize("nested", ['{"a":' * 600 + "1" + "}" * 600, "[" * 1000 + "]" * 1000, '{"a":[' * 600])
+def test_depth_costs_a_record_at_most(nested: str) -> None:
+    deep = GOOD.replace("}", f', "more": {nested}}}')
+    output = Parse(dataset="pairs").apply(raw(GOOD, deep, GOOD))
+    assert 2 <= len(output.kept) == 3 - len(output.dropped)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real HH-RLHF files of ../shared/data are not here")
