@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from orpo_data.mapped import let_go
 from orpo_data.steps.minhash import LEAST_PART
-from orpo_data.steps.tokens import Hashes, distinct
+from orpo_data.steps.tokens import Hashes, distinct, ordered
 
 AT_ONCE = 1 << 19  # shingles that a thread compares at once
 THREADS = 8  # at most: each takes 40 MB
@@ -83,7 +83,7 @@ class Sketches:
     def buckets(self, rows: Rows) -> Iterator["Buckets"]:
         """Band after band the places in `rows` of those that share it with others."""
         for band in self.each_band(rows):
-            keys = np.sort(_above(band, np.arange(len(rows))))
+            keys = ordered(_above(band, np.arange(len(rows))))
             yield Buckets.of((keys & LOW).astype(np.int64), keys >> HALF)
 
     def alike(self, rows: Rows, first: Rows, second: Rows) -> Alike:
@@ -105,7 +105,8 @@ class Sketches:
 
         A long prompt that two rows share must not make near-duplicates of answers that differ altogether.
         """
-        keys = np.sort(np.concatenate([self._keys(first), self._keys(second)]))
+        keys = np.concatenate([self._keys(first), self._keys(second)])
+        keys.sort(kind="stable")  # merges runs that are sorted already, as those of each part are
         twice = (keys[1:][keys[1:] == keys[:-1]] >> HALF).astype(np.int64)
         parts = self.sizes.shape[1]
         shared = np.bincount(twice, minlength=len(first) * parts).reshape(len(first), parts)

@@ -145,9 +145,15 @@ def slices(content: memoryview, places: list[int]) -> Iterator[memoryview]:
     return (content[start:end] for start, end in pairwise(places))
 
 
+def ordered(values: NDArray[Kind]) -> NDArray[Kind]:
+    """Sorted whole numbers: numpy's `sort` takes three times as long on processors of AMD that have AVX-512."""
+    found: NDArray[Kind] = pl.Series(values).sort(multithreaded=False).to_numpy()
+    return found
+
+
 def distinct(values: NDArray[Kind]) -> NDArray[Kind]:
     """Sorted distinct values: numpy's `unique` goes by a hash table, which takes several times as long."""
-    values = np.sort(values)
+    values = ordered(values)
     first = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=first[1:])
     return values[first]
