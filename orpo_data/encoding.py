@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from orpo_data.errors import OrpoError
 from orpo_data.pieces import cut, cut_pairs, separators
 from orpo_data.ragged import as_bytes, merge, offsets
-from orpo_data.steps.tokens import Hashes, Tokens, among
+from orpo_data.steps.tokens import Hashes, Tokens, among, ordered
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
 _LATEST = 1 << 20  # bytes of the latest pieces, which have a table of their own: to add to one is to copy it
@@ -45,8 +45,8 @@ class _Table(NamedTuple):
         """Which of the pieces are known, and the ids of these, as bytes."""
         if not len(self.hashes):
             return np.zeros(len(pieces), np.bool_), self.ids
-        found, order = np.empty(len(hashes), np.int64), np.argsort(hashes)
-        found[order] = np.searchsorted(self.hashes, hashes[order])  # four times as fast in order
+        found, order = np.empty(len(hashes), np.int64), _nearly_in_order(hashes)
+        found[order] = np.searchsorted(self.hashes, hashes[order])  # four times as fast so
         np.minimum(found, len(self.hashes) - 1, out=found)
         places, known = self.places[found], self.hashes[found] == hashes
         known &= pc.equal(self.pieces.take(pa.array(places)), pieces).to_numpy(zero_copy_only=False)
@@ -166,6 +166,12 @@ def _hashes(pieces: pa.StringArray) -> Hashes:
     places = offsets(pieces).astype(np.int64)
     data = np.frombuffer(pieces.buffers()[2] or b"", np.uint8)
     return Tokens(data, places[:-1], places[1:], np.empty(0, np.int64)).hashes()
+
+
+def _nearly_in_order(hashes: Hashes) -> npt.NDArray[np.int64]:
+    """The places of hashes, sorted by these but for their last bits, which give way to the place."""
+    last = np.uint64((1 << len(hashes).bit_length()) - 1)
+    return (ordered(hashes & ~last | np.arange(len(hashes), dtype=np.uint64)) & last).astype(np.int64)
 
 
 def _any_has(pieces: pa.StringArray, text: str) -> bool:
