@@ -60,8 +60,8 @@ def hashes_and_words(texts: pl.Series) -> tuple[Hashes, Hashes]:
 
 
 def alike(some: Hashes, others: Hashes, rows: int) -> NDArray[np.float64]:
-    """The share of words that two texts have in common, for each row: 1 where neither has any."""
-    both = np.sort(np.concatenate([some, others]))
+    """The share of words that two texts have in common, for each row: 1 where neither has any; both are `distinct`."""
+    both = np.sort(np.concatenate([some, others]), kind="stable")  # merges the two
     shared = np.bincount((both[1:][both[1:] == both[:-1]] >> TEXT).astype(np.int64), minlength=rows)
     either = np.bincount((both >> TEXT).astype(np.int64), minlength=rows) - shared
     return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
