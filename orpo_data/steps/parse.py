@@ -97,10 +97,13 @@ class Parse(Step):
         source = SOURCES[self.dataset]
         try:
             kind = type_of(map(orjson.loads, texts[:PIECE].to_pylist()))
+        except (ValueError, RecursionError):  # not JSON, of several types, nested without end
+            return None
+        try:
             source.fields(Columns(pa.array([], kind), self.columns, source.columns))  # Odd: not worth reading
             values = read_alike(texts, kind)
             return None if values is None else source.fields(Columns(values, self.columns, source.columns))
-        except (ValueError, RecursionError, Odd):  # not JSON, of several types, nested without end
+        except Odd:
             return None
 
     def _parted(self, rows: Rows) -> Bools:
