@@ -77,12 +77,13 @@ def lay_out(prompts: Conversations, answers: Conversations, find: Find) -> list[
     shapes = (prompts.shape * len(answers.shapes) + answers.shape)[sound]
     keys, which, counts = np.unique(shapes, return_inverse=True, return_counts=True)
     members = np.split(sound[np.argsort(which, kind="stable")], np.cumsum(counts))
+    blank = prompts.blank.any() or answers.blank.any()
     found = []
     for key, rows in zip(keys.tolist(), members[:-1], strict=True):
         asked, said = divmod(key, len(answers.shapes))
         if layout := find(prompts.shapes[asked], answers.shapes[said]):
             turns = len(prompts.shapes[asked])
-            for message in layout.filled:
+            for message in layout.filled if blank else ():
                 column, place = (prompts, message) if message < turns else (answers, message - turns)
                 rows = rows[~column.blank[column.starts[rows] + place]]
             found.append(Group(rows, turns, layout))

@@ -142,8 +142,11 @@ class Encoder:
     def _check(self, texts: pa.StringArray, encoded: pa.ListArray) -> None:
         """OrpoError if the ids of a sample are not those of its whole texts."""
         with self._lock:
-            numbers, self._seen = self._seen + np.arange(len(texts)), self._seen + len(texts)
-        sample = pa.array(np.flatnonzero((numbers & (numbers - 1) == 0) | (numbers % _CHECKED == 0)))
+            numbers = range(self._seen, self._seen + len(texts))
+            self._seen = numbers.stop
+        first = [1 << power for power in range(_CHECKED.bit_length())]
+        later = numbers[-numbers.start % _CHECKED :: _CHECKED]
+        sample = pa.array([numbers.index(n) for n in sorted({*first, *later}) if n in numbers], pa.int64())
         if not len(sample):
             return
         whole = self._encode_whole(texts.take(sample).to_pylist())

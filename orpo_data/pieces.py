@@ -61,22 +61,22 @@ def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, npt.NDArra
     places = offsets(texts)
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[places[0] : places[-1]]
     ends = places - places[0]
-    cuts = np.concatenate([_cuts(data, start, pairs) for start in range(0, max(1, len(data)), _WINDOW)])
-    earlier = np.searchsorted(cuts, ends)
-    bounds = np.insert(cuts, earlier, ends)
+    parted = np.zeros(len(data) + 1, np.bool_)  # before which bytes it is cut
+    _part(data, pairs, parted[1:-1])
+    parted[ends] = True
+    bounds = np.flatnonzero(parted).astype(np.int32)
     pieces = pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(bounds), pa.py_buffer(data))
-    return pieces, earlier + np.arange(len(ends))
+    return pieces, np.searchsorted(bounds, ends)
 
 
-def _cuts(data: Bytes, start: int, pairs: Pairs) -> npt.NDArray[np.int32]:
-    """Before which bytes of a window of `data` it is cut."""
-    window = data[start : start + _WINDOW + 1]
-    first, second = window[:-1], window[1:]
-    both = np.ndarray(len(first), "<u2", window, strides=(1,))
-    parted = pairs.take(both, mode="wrap")  # "wrap" spares take a check and a copy
-    wide = np.flatnonzero((first >= 128) & (second == _SPACE))
-    parted[wide[_WIDE_SPACES[data[start + wide - 1].astype(np.uint16) << 8 | first[wide]]]] = False
-    return (np.flatnonzero(parted) + start + 1).astype(np.int32)
+def _part(data: Bytes, pairs: Pairs, parted: npt.NDArray[np.bool_]) -> None:
+    """Sets whether it is cut between a byte and the next one: `parted` has one entry less than there are bytes."""
+    both = np.ndarray(len(parted), "<u2", data, strides=(1,))
+    for start in range(0, len(parted), _WINDOW):
+        window = slice(start, start + _WINDOW)
+        pairs.take(both[window], out=parted[window], mode="wrap")  # "wrap" spares take a check and a copy
+    wide = np.flatnonzero((data[:-1] >= 128) & (data[1:] == _SPACE))
+    parted[wide[_WIDE_SPACES[data[wide - 1].astype(np.uint16) << 8 | data[wide]]]] = False
 
 
 def cut_pairs(tokenizer: Tokenizer) -> Pairs | None:

@@ -171,6 +171,12 @@ DROPPED = pa.schema(
 """A row that a step turned away, kept aside with the reason."""
 
 
+@cache
+def no_rows(schema: pa.Schema) -> pa.Table:
+    """An empty table: one for all, since to make its columns takes longer than much of what is done with them."""
+    return schema.empty_table()
+
+
 def row_id(content: Mapping[str, Any] | Sequence[Any]) -> str:
     """128-bit content hash in hex: the same content has the same id on every machine."""
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

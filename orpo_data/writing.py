@@ -16,8 +16,7 @@ from orpo_data.cache import deliver, move_all, scratch_file, scratch_folder
 from orpo_data.folders import commit_folder, partial_folder, refuse_foreign_files, refuse_foreign_folder
 from orpo_data.manifest import Manifest, Shard, digest
 from orpo_data.places import is_local, make_folder, remove_folder
-from orpo_data.ragged import lengths
-from orpo_data.schema import DROPPED
+from orpo_data.schema import DROPPED, no_rows
 from orpo_data.shards import DROPPED_FOLDER, is_sound, mark_sound
 
 if TYPE_CHECKING:
@@ -158,26 +157,28 @@ class ShardWriter:
 
 def canonical(table: pa.Table) -> pa.Table:
     """The same rows in one batch of fresh, unsliced buffers: their bytes in a file follow from the rows alone."""
-    return pa.table([_copied(column) for column in table.columns], schema=table.schema)
+    copy = pa.concat_tables([table, no_rows(table.schema)]).combine_chunks()  # two chunks at least, or there is no copy
+    return pa.table([_cleared(column) for column in copy.columns], schema=table.schema)
 
 
-def _copied(column: pa.ChunkedArray) -> pa.Array:
-    copy = pa.concat_arrays([*column.chunks, pa.nulls(0, column.type)])  # two at least, or there is no copy
-    return copy.take(pa.array(np.arange(len(copy)))) if _has_nulls(copy) else copy  # not what lies under a null
+def _cleared(chunked: pa.ChunkedArray) -> pa.Array:
+    """A column of one chunk without what lies under a null."""
+    (column,) = chunked.chunks
+    return column.take(pa.array(np.arange(len(column)))) if _has_nulls(column) else column
 
 
 def _has_nulls(column: pa.Array) -> bool:
-    """At any depth."""
+    """At any depth of an array that is no slice."""
     if column.null_count:
         return True
     if pa.types.is_list(column.type):
-        return _has_nulls(column.flatten())
-    return pa.types.is_struct(column.type) and any(map(_has_nulls, column.flatten()))
+        return _has_nulls(column.values)
+    return pa.types.is_struct(column.type) and any(_has_nulls(column.field(i)) for i in range(column.type.num_fields))
 
 
 def _count_tokens(batch: pa.Table) -> int:
     names = [name for name in ("chosen_input_ids", "rejected_input_ids") if name in batch.schema.names]
-    return sum(int(lengths(ids).sum()) for name in names for ids in batch[name].chunks)
+    return sum(len(ids.flatten()) for name in names for ids in batch[name].chunks)
 
 
 class DatasetWriter:

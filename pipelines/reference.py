@@ -13,7 +13,7 @@ from orpo_data.branch import Branch
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import Input, digest, read_manifest
 from orpo_data.parts import ShardPart
-from orpo_data.schema import DROPPED, REFERENCED, TOKEN_IDS, TOKENIZED
+from orpo_data.schema import DROPPED, REFERENCED, TOKEN_IDS, TOKENIZED, no_rows
 from orpo_data.shards import read_shard
 from orpo_data.stage import StageReport, dataset_input, run_stage
 from orpo_data.steps.step import Step, StepOutput
@@ -46,7 +46,7 @@ class Reference(Step):
         for name, values in (("ref_chosen_logps", chosen), ("ref_rejected_logps", rejected)):
             kept = kept.append_column(name, pa.array(values, pa.float32()))
         kept = kept.append_column("kl_input_ids", ids).append_column("ref_kl_logps", self._kl_logps(table))
-        return StepOutput(kept, DROPPED.empty_table())
+        return StepOutput(kept, no_rows(DROPPED))
 
     def _kl_logps(self, table: pa.Table) -> pa.Array:
         if not self.kl_length:

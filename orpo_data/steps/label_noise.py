@@ -30,7 +30,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from orpo_data.schema import ANSWERS, DROPPED
+from orpo_data.schema import ANSWERS, DROPPED, no_rows
 from orpo_data.steps.alike import Sketches, chains
 from orpo_data.steps.answers import alike, hashes_and_words
 from orpo_data.steps.flags import arrow, judged, rows_by_rule
@@ -119,7 +119,7 @@ class LabelNoise(GlobalStep):
         kept = judged(table, flagged, [self.name])
         noise = kept.schema.get_field_index("label_noise")
         kept = kept.set_column(noise, kept.schema.field(noise), arrow(rows["label_noise"], pa.float32()))
-        return StepOutput(kept, DROPPED.empty_table(), flagged=rows_by_rule(flagged))
+        return StepOutput(kept, no_rows(DROPPED), flagged=rows_by_rule(flagged))
 
     def _asked(self, rows: pa.Table) -> Rows:
         """A number for each row, the same where the prompts ask the same."""

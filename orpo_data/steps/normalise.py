@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from orpo_data.extras import require_package
-from orpo_data.schema import DROPPED, pair_ids
+from orpo_data.schema import DROPPED, no_rows, pair_ids
 from orpo_data.steps.personal_data import Kind, hint, redact
 from orpo_data.steps.step import Step, StepOutput
 
@@ -60,7 +60,7 @@ class Normalise(Step):
         new_ids = pair_ids(after.filter(changed))
         columns["id"] = pc.replace_with_mask(table["id"], changed.to_arrow(), new_ids)
         kept = pa.table({**{name: table[name] for name in table.schema.names}, **columns}).cast(table.schema)
-        return StepOutput(kept, DROPPED.empty_table(), changed=len(new_ids))
+        return StepOutput(kept, no_rows(DROPPED), changed=len(new_ids))
 
     def _normal(self, text: pl.Expr) -> pl.Expr:
         if self.mojibake:

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from orpo_data.schema import DROPPED, MESSAGE, MESSAGES, ORIGIN, row_id, row_ids
+from orpo_data.schema import DROPPED, MESSAGE, MESSAGES, ORIGIN, no_rows, row_id, row_ids
 from orpo_data.sources import SOURCES, Diverging, Source, check_settings
 from orpo_data.sources.columns import Bools, Columns, Fields, Ints, Odd, Records, Rows, join
 from orpo_data.sources.json_text import LIMITS, NO_JSON, NOT_UTF8, TOO_LONG, read_alike, type_of
@@ -51,7 +51,7 @@ class Parse(Step):
         """The ordinary records by columns, the others one by one."""
         ordinary, odd = self._by_columns(table)
         if not len(odd):
-            return StepOutput(ordinary, DROPPED.empty_table())
+            return StepOutput(ordinary, no_rows(DROPPED))
         one_by_one, kept = self._one_by_one(table.take(odd))
         places = np.concatenate((np.delete(np.arange(len(table)), odd), odd[kept]))
         rows = pa.concat_tables([ordinary, one_by_one.kept]).take(np.argsort(places))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from orpo_data.schema import DROPPED
+from orpo_data.schema import DROPPED, no_rows
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ AnyStep = Step | GlobalStep
 def dropped_rows(step: str, rows: pa.Table, reasons: pa.Array, details: pa.Array) -> pa.Table:
     """`rows` as DROPPED rows of `step`: `reasons` and `details` run parallel to them."""
     if not len(rows):  # as in most batches
-        return DROPPED.empty_table()
+        return no_rows(DROPPED)
     names = rows.schema.names
     columns = {
         "id": rows["id"] if "id" in names else pa.nulls(len(rows), pa.string()),

@@ -5,7 +5,7 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from orpo_data.schema import DROPPED, ENCODED, ENCODED_SIDES, SIDES
+from orpo_data.schema import DROPPED, ENCODED, ENCODED_SIDES, SIDES, no_rows
 from orpo_data.steps.chat_template import ChatField
 from orpo_data.steps.step import Step, StepOutput
 
@@ -22,4 +22,4 @@ class Tokenize(Step):
         prompts, chosen, rejected = (table[f"{side}_text"].combine_chunks() for side in SIDES)
         ids = dict(zip(ENCODED_SIDES, self.chat.encode_pairs(prompts, chosen, rejected), strict=True))
         columns = {name: ids[name] if name in ids else table[name] for name in ENCODED.names}
-        return StepOutput(pa.table(columns, schema=ENCODED), DROPPED.empty_table())
+        return StepOutput(pa.table(columns, schema=ENCODED), no_rows(DROPPED))

@@ -109,6 +109,8 @@ class Tokens:
         found = mixed(eight[self.starts] & MASKS[np.minimum(sizes, 8)] ^ sizes.astype(np.uint64) * GOLDEN)
         longer = np.flatnonzero((sizes > 8) & (sizes <= LONGEST))
         for done in range(8, LONGEST, 8):
+            if not len(longer):
+                break
             piece = eight[self.starts[longer] + done] & MASKS[np.minimum(sizes[longer] - done, 8)]
             found[longer] = mixed(found[longer] * GOLDEN ^ piece)
             longer = longer[sizes[longer] > done + 8]

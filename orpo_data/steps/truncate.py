@@ -75,20 +75,24 @@ class Truncate(Step):
         shorter: Shorter = {}
         talks = prompts.take(pa.array(long)).to_pylist()
         waiting = {row: self._shortened(talk) for row, talk in zip(long, talks, strict=True)}
-        while waiting:  # prompts are encoded a batch at a time, each with a turn or two less than before
-            tried: dict[int, tuple[str, int]] = {}
+        most = 1  # candidates of each that are encoded together; the first one nearly always fits
+        while waiting:
+            tried: list[tuple[int, str, int]] = []
             for row, candidates in waiting.items():
                 try:
-                    tried.update((row, candidate) for candidate in islice(candidates, 1))
+                    tried.extend((row, *candidate) for candidate in islice(candidates, most))
                 except jinja2.TemplateError as error:
                     failed[row] = ("refused_by_template", str(error))
-            encoded = self.chat.encode_prompts(pa.array([text for text, _ in tried.values()], pa.string()))
+            if not tried:
+                break
+            encoded = self.chat.encode_prompts(pa.array([text for _, text, _ in tried], pa.string()))
             fits = lengths(encoded) <= self.max_prompt_length
-            for (row, (_, turns)), ids, fit in zip(tried.items(), as_bytes(encoded).to_pylist(), fits, strict=True):
-                if fit:
+            for (row, _, turns), ids, fit in zip(tried, as_bytes(encoded).to_pylist(), fits, strict=True):
+                if fit and row not in shorter:
                     del failed[row]
                     shorter[row] = ids, turns
-            waiting = {row: waiting[row] for row in tried if row not in shorter}
+            waiting = {row: waiting[row] for row, *_ in tried if row not in shorter}
+            most *= 4
         return failed, shorter
 
     def _shortened(self, prompt: Messages) -> Iterator[tuple[str, int]]:

@@ -93,14 +93,14 @@ def test_whole_oldest_turns_are_dropped(
     chat: Chat, make_pair: Callable[..., Any], fit_one: Callable[..., Any], turns: Callable[..., Any]
 ) -> None:
     """User and answer go together: a conversation begins with the user. The system message stays."""
-    talk = turns("First question here?", "First answer.", "Second question?", "Second answer.", "Third?")
-    for dropped in (0, 2, 4):
+    talk = turns(*(f"{'Answer' if i % 2 else 'Question'} number {i}." for i in range(17)))
+    for dropped in range(0, 17, 2):
         ids = ids_of(chat, [SYSTEM, *talk[dropped:]])
         row = fit_one(make_pair([SYSTEM, *talk]), 500, len(ids))
         assert row["prompt_turns_dropped"] == dropped
         assert row["prompt_len"] == len(ids)
         assert row["chosen_input_ids"][: len(ids)] == row["rejected_input_ids"][: len(ids)] == ids
-    too_small = len(ids_of(chat, [SYSTEM, *talk[4:]])) - 1
+    too_small = len(ids_of(chat, [SYSTEM, *talk[16:]])) - 1
     reason, detail = fit_one(make_pair([SYSTEM, *talk]), 500, too_small)
     assert (reason, detail) == ("prompt_too_long", f"{len(ids_of(chat, [SYSTEM, *talk]))} tokens, at most {too_small}")
 
@@ -161,15 +161,17 @@ def test_a_template_that_refuses_the_shortened_prompt_costs_the_row(
 
 
 @pytest.mark.parametrize("spare", [0, -1])
+@pytest.mark.parametrize("kept", [2, 4, 6])
 def test_a_refused_prompt_costs_no_row_that_needs_it_not(
-    chat_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any], make_pairs: Any, turns: Any, spare: int
+    chat_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any], make_pairs: Any, kept: int, spare: int
 ) -> None:
-    refuse = "{% if messages[0].content == 'Third?' %}{{ raise_exception('Who are you?') }}{% endif %}"
+    """Whether or not it is rendered together with the one before, which fits or does not."""
+    talk = [{"role": ("user", "assistant")[i % 2], "content": f"{i}?"} for i in range(kept + 3)]
+    refuse = f"{{% if messages[0].content == '{kept + 2}?' %}}{{{{ raise_exception('Who are you?') }}}}{{% endif %}}"
     (tmp_path / "own.jinja").write_text(refuse + find_template("chatml"))
     chat = Chat.load(str(chat_tokenizer_dir), str(tmp_path / "own.jinja"))
-    talk = turns("First?", "Answer.", "Second?", "Answer.", "Third?")
-    out = fit(chat, make_pairs([make_pair(talk)]), 500, len(ids_of(chat, talk[2:])) + spare)
-    assert out.kept["prompt_turns_dropped"].to_pylist() == ([] if spare else [2])
+    out = fit(chat, make_pairs([make_pair(talk)]), 500, len(ids_of(chat, talk[kept:])) + spare)
+    assert out.kept["prompt_turns_dropped"].to_pylist() == ([] if spare else [kept])
     assert out.dropped["reason"].to_pylist() == (["refused_by_template"] if spare else [])
 
 
@@ -249,6 +251,8 @@ def test_every_kept_row_can_be_trained_on(
         system = source["prompt"][:1] if source["prompt"][0] is SYSTEM else []
         expected = ids_of(chat, system + source["prompt"][len(system) + dropped :])
         assert prompt_len == len(expected) <= max_prompt_length
+        fewer = source["prompt"][len(system) + dropped - 2 :]
+        assert not dropped or len(ids_of(chat, system + fewer)) > max_prompt_length
         for side in ("chosen", "rejected"):
             ids, response = row[f"{side}_input_ids"], answer_ids(chat, source[side][0]["content"])
             assert ids[:prompt_len] == expected
