@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orpo_data.steps.tokens import ordered
+
 CHART_WIDTH, CHART_HEIGHT = 520, 130
 BINS = 40
 
@@ -76,16 +78,22 @@ def _draw(
     def place(value: Any) -> Any:
         return (scale(value) - low) / (high - low) * CHART_WIDTH
 
-    counts = {name: np.histogram(values, edges)[0] for name, values in series.items()}
+    in_order = {name: ordered(values) for name, values in series.items()}  # once, for counts and summary
+    counts = {name: _counts(values, edges) for name, values in in_order.items()}
     peak = max(int(count.max()) for count in counts.values())
     return Histogram(
         areas={name: _outline(place(edges), count / peak * CHART_HEIGHT) for name, count in counts.items()},
         ticks=[(float(place(value)), label) for value, label in ticks],
         zero=float(place(0)) if edges[0] < 0 < edges[-1] else None,
         peak=peak,
-        summary={name: _summary(values) for name, values in series.items() if len(values)},
+        summary={name: _summary(values) for name, values in in_order.items() if len(values)},
         left_out=left_out,
     )
+
+
+def _counts(values: Numbers, edges: Numbers) -> Numbers:
+    """How many of the sorted values lie from each edge to the next; the last edge belongs to the bin before it."""
+    return np.diff(np.append(values.searchsorted(edges[:-1]), values.searchsorted(edges[-1], "right")))
 
 
 def _outline(edges: Numbers, heights: Numbers) -> str:
@@ -96,4 +104,4 @@ def _outline(edges: Numbers, heights: Numbers) -> str:
 
 def _summary(values: Numbers) -> dict[str, float]:
     median, high = np.percentile(values, [50, 95])
-    return {"median": float(median), "95 %": float(high), "max": float(values.max())}
+    return {"median": float(median), "95 %": float(high), "max": float(values[-1])}
