@@ -34,6 +34,9 @@ from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
 from orpo_data.writing import ShardWriter, StreamFile, WrittenShard, canonical
 
 
+NOTED_TOGETHER = 16_000  # rows whose notes lie in one batch: who judges looks at one after the other
+
+
 class Part(Protocol):
     """One piece of a stage's input; can be pickled."""
 
@@ -257,7 +260,7 @@ class _Sink:
         self._rows_in = 0
         self._tallies = [Tally() for _ in segment.steps]
         self._rows = _Spill(run.file(f"rows-{segment.number}"))
-        self._notes = _Spill(run.file(f"notes-{segment.number}"))
+        self._notes = _Spill(run.file(f"notes-{segment.number}"), NOTED_TOGETHER)
         self._dropped = [_Spill(run.file(f"dropped-{segment.first + i}")) for i in range(len(segment.steps))]
         self._shards: dict[str | None, ShardWriter] = {}
 
@@ -304,21 +307,31 @@ class _Sink:
 
 
 class _Spill:
-    """Rows set aside in an Arrow stream file."""
+    """Rows set aside in an Arrow stream file, so many at least in one batch of it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, together: int = 1) -> None:
         self._path = path
+        self._together = together
+        self._waiting: list[pa.Table] = []
         self._stream: StreamFile | None = None
 
     def write(self, table: pa.Table) -> None:
         if not len(table):
             return
+        self._waiting.append(table)
+        if sum(map(len, self._waiting)) >= self._together:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        rows, self._waiting = pa.concat_tables(self._waiting).combine_chunks(), []
         if self._stream is None:
-            self._stream = StreamFile(self._path, table.schema)
-        self._stream.write(table)
+            self._stream = StreamFile(self._path, rows.schema)
+        self._stream.write(rows)
 
     def close(self, *, always: bool = False) -> Path | None:
         """The file; without any row there is none, or an empty one if there must `always` be one."""
+        if self._waiting:
+            self._write_waiting()
         if self._stream is None and always:
             self._stream = StreamFile(self._path, pa.schema([]))
         if self._stream is None:

@@ -20,7 +20,7 @@ from orpo_data.steps.tokens import Hashes, distinct, ordered
 AT_ONCE = 1 << 19  # shingles that a thread compares at once
 THREADS = 8  # at most: each takes 40 MB
 ROWS_MAPPED = 500  # that are looked up before their pages are given back: a look maps 64 KB around it
-CHUNKS_MAPPED = 16  # that are gone through before
+ROWS_READ = 16_000  # that are gone through before
 HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 Rows = NDArray[np.int64]
@@ -73,11 +73,13 @@ class Sketches:
 
     def _band(self, number: int) -> NDArray[np.uint32]:
         """One band of all rows, which lies between the others: to read it is to map them all."""
-        found = []
-        for place, chunk in enumerate(self._chunks, start=1):
+        found, mapped = [], 0
+        for chunk in self._chunks:
             found.append(chunk.bands[:, number].copy())
-            if place % CHUNKS_MAPPED == 0 or place == len(self._chunks):
+            if (mapped := mapped + len(chunk.bands)) >= ROWS_READ:
                 let_go()
+                mapped = 0
+        let_go()
         return np.concatenate(found)
 
     def buckets(self, rows: Rows) -> Iterator["Buckets"]:

@@ -23,7 +23,7 @@ from orpo_data.steps.tokens import Hashes, Places, Tokens, distinct, mixed, stab
 LEAST_PART = 0.25  # similarity that every part of two near-duplicates must have
 MISSED = 1e-3  # at most this share of the pairs that are exactly as similar as the threshold is overlooked
 MOST_VALUES = 144  # MinHash values of a text
-BLOCK = 40_000  # shingles at once: they and their products stay in the processor's cache
+BLOCK = 100_000  # shingles at once: they and their products stay in the processor's cache
 
 ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # one a word of a run
 SHORT = np.uint64(0xD6E8FEB86659FD93)  # sets runs of fewer than three words apart
@@ -99,10 +99,10 @@ def _bands(values: NDArray[np.uint32], ends: Places, bands: int, rows: int) -> N
     for texts in _blocks(some, ends):
         start, end = ends[texts[0]], ends[texts[-1] + 1]
         block, starts = values[start:end], ends[texts] - start
-        product = np.empty_like(block)
-        for number, factor in enumerate(MULTIPLIERS[: bands * rows]):
-            np.multiply(block, factor, out=product)
-            found[number, texts] = np.minimum.reduceat(product, starts)
+        product, least = np.empty_like(block), np.empty((bands * rows, len(texts)), np.uint32)
+        for factor, own in zip(MULTIPLIERS, least, strict=False):
+            np.minimum.reduceat(np.multiply(block, factor, out=product), starts, out=own)
+        found[:, texts] = least
     mixture = np.zeros((bands, len(ends) - 1), np.uint64)
     for row in found.reshape(bands, rows, -1).transpose(1, 0, 2):
         mixture = mixed(mixture * ODD[0] ^ row)
