@@ -164,6 +164,8 @@ def canonical(table: pa.Table) -> pa.Table:
 def _cleared(chunked: pa.ChunkedArray) -> pa.Array:
     """A column of one chunk without what lies under a null."""
     (column,) = chunked.chunks
+    if column.null_count == len(column):
+        return pa.nulls(len(column), column.type)
     return column.take(pa.array(np.arange(len(column)))) if _has_nulls(column) else column
 
 
