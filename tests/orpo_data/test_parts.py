@@ -3,7 +3,7 @@
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -216,6 +216,29 @@ def test_what_is_set_aside_goes_when_it_has_been_read(toys: Any, parts: list[Any
 
     toys.run(tmp_path / "out", parts, [("without", 4), ("first", 50), ("shift", 2), ("shift", 3)], run_parts=run_parts)
     assert seen == [[], ["rows-0"] * 2, ["rows-1"] * 2, ["rows-2"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("batch_rows", "lengths"),
+    [(1, [[4, 4, 2], [4, 3]]), (2, [[4, 4, 2], [4, 3]]), (3, [[6, 4], [6, 1]]), (99, [[10], [7]])],
+)
+def test_notes_are_judged_in_larger_batches(
+    toys: Any, parts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int, lengths: Any
+) -> None:
+    """Who judges goes through them one after the other."""
+    monkeypatch.setattr("orpo_data.parts.NOTED_TOGETHER", 4)
+    (first,), seen = toys.chain([("first", 2)]), []
+
+    class Watched(type(first)):
+        def judge(self, notes: Sequence[pa.Table]) -> Judgement:
+            seen.extend([len(chunk) for chunk in table["id"].chunks] for table in notes)
+            assert [table["id"].to_pylist() for table in notes] == [
+                [f"{part.name}{i:03d}" for i in range(part.rows)] for part in parts
+            ]
+            return super().judge(notes)
+
+    toys.run(tmp_path / "out", parts, [Watched(**first.model_dump())], batch_rows=batch_rows)
+    assert seen == lengths
 
 
 def test_a_row_without_a_side_is_not_lost_in_silence(toys: Any, parts: list[Any], tmp_path: Path) -> None:
