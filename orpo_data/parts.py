@@ -33,7 +33,7 @@ from orpo_data.shards import open_shard, read_shard
 from orpo_data.steps.step import AnyStep, GlobalStep, StepOutput
 from orpo_data.writing import ShardWriter, StreamFile, WrittenShard, canonical
 
-NOTED_TOGETHER = 16_000  # rows whose notes lie in one batch: who judges looks at one after the other
+NOTED_TOGETHER = 8_000  # rows whose notes lie in one batch: who judges looks at one after the other
 
 
 class Part(Protocol):

@@ -27,7 +27,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 
 from orpo_data.ragged import offsets
-from orpo_data.steps.tokens import Bytes
+from orpo_data.steps.tokens import Bytes, look_up
 
 Pairs = npt.NDArray[np.bool_]
 """One entry for each pair of bytes, at first + second * 256."""
@@ -72,9 +72,7 @@ def cut(texts: pa.StringArray, pairs: Pairs) -> tuple[pa.StringArray, npt.NDArra
 def _part(data: Bytes, pairs: Pairs, parted: npt.NDArray[np.bool_]) -> None:
     """Sets whether it is cut between a byte and the next one: `parted` has one entry less than there are bytes."""
     both = np.ndarray(len(parted), "<u2", data, strides=(1,))
-    for start in range(0, len(parted), _WINDOW):
-        window = slice(start, start + _WINDOW)
-        pairs.take(both[window], out=parted[window], mode="wrap")  # "wrap" spares take a check and a copy
+    look_up(pairs, both, parted, _WINDOW)
     wide = np.flatnonzero((data[:-1] >= 128) & (data[1:] == _SPACE))
     parted[wide[_WIDE_SPACES[data[wide - 1].astype(np.uint16) << 8 | data[wide]]]] = False
 
