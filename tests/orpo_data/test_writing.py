@@ -97,6 +97,21 @@ def test_what_lies_under_a_null_does_not_reach_the_file(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_what_lies_under_a_null_in_a_message_does_not_either(tmp_path: Path) -> None:
+    mask, offsets = pa.py_buffer(bytes([0b01])), pa.array([0, 1, 2], pa.int32()).buffers()[1]
+    contents = [pa.StringArray.from_buffers(2, offsets, pa.py_buffer(texts), mask) for texts in (b"ab", b"ax")]
+    roles = pa.array(["user", "assistant"])
+    talks = [
+        pa.ListArray.from_arrays([0, 2], pa.StructArray.from_arrays([roles, c], ["role", "content"])) for c in contents
+    ]
+    assert talks[0].equals(talks[1])
+    schema = pa.schema([pa.field("prompt", MESSAGES)])
+    first, second = (
+        write_shards(tmp_path / str(i), schema, iter([pa.table({"prompt": talk})])) for i, talk in enumerate(talks)
+    )
+    assert first == second
+
+
 @pytest.mark.parametrize(("rows", "expected"), [(0, []), (1, [1]), (7, [7]), (8, [8]), (9, [8, 1]), (17, [8, 8, 1])])
 def test_shard_boundaries(small_shards: None, tmp_path: Path, rows: int, expected: list[int]) -> None:
     writer = ShardWriter(tmp_path / "new" / "rows", NUMBER)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orpo_data.pages.charts import length_histogram, value_histogram
+from orpo_data.pages.charts import _counts, length_histogram, value_histogram
 
 
 def areas(path: str) -> float:
@@ -37,6 +37,14 @@ def test_every_margin_is_inside_the_chart(before, after):
     assert chart.areas["before"].count("H") <= 42
     assert areas(chart.areas["before"]) > 0
     assert 1 <= chart.peak <= len(before) + len(after)
+
+
+@given(st.sets(st.integers(0, 20), min_size=2).map(sorted), st.data())
+def test_a_value_at_an_edge_counts_as_in_numpy(edges, data):
+    """In the bin behind it; the last edge in the one before."""
+    values = sorted(data.draw(st.lists(st.integers(edges[0], edges[-1]))))
+    expected, _ = np.histogram(values, edges)
+    assert _counts(np.array(values, float), np.array(edges, float)).tolist() == expected.tolist()
 
 
 def test_margins_of_a_hand_worked_chart():
