@@ -100,8 +100,8 @@ def _bands(values: NDArray[np.uint32], ends: Places, bands: int, rows: int) -> N
         start, end = ends[texts[0]], ends[texts[-1] + 1]
         block, starts = values[start:end], ends[texts] - start
         product, least = np.empty_like(block), np.empty((bands * rows, len(texts)), np.uint32)
-        for factor, own in zip(MULTIPLIERS, least, strict=False):
-            own[:] = np.minimum.reduceat(np.multiply(block, factor, out=product), starts)  # `out=` keeps the lock
+        for factor, own in zip(MULTIPLIERS, least, strict=False):  # reduceat with `out=` keeps the interpreter's lock
+            own[:] = np.minimum.reduceat(np.multiply(block, factor, out=product), starts)
         found[:, texts] = least
     mixture = np.zeros((bands, len(ends) - 1), np.uint64)
     for row in found.reshape(bands, rows, -1).transpose(1, 0, 2):

@@ -81,8 +81,8 @@ class Tokens:
         raw, offsets = _buffers(texts)
         if len(raw) and raw.max() > 127:
             raw, offsets = _beyond_ascii(texts, raw, offsets, rules)
-        data = np.empty_like(raw)
-        look_up(np.frombuffer(rules.table, np.uint8), raw, data, WINDOW)  # keeps no lock, unlike `bytes.translate`
+        data = np.empty_like(raw)  # `bytes.translate` keeps the interpreter's lock
+        look_up(np.frombuffer(rules.table, np.uint8), raw, data, WINDOW)
         inside = data != SPACE
         edge = np.zeros_like(inside)  # the byte before, or behind, belongs to the same text and to a token
         edge[1:] = inside[:-1]
