@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from orpo_data.errors import OrpoError
 from orpo_data.pieces import cut, cut_pairs, separators
-from orpo_data.ragged import as_bytes, merge, offsets
-from orpo_data.steps.tokens import Hashes, Tokens, among, ordered
+from orpo_data.ragged import as_bytes, merge
+from orpo_data.steps.tokens import Hashes, among, ordered
 
 _MEMORY = 1 << 24  # bytes that the table may grow to; then a new one is begun
 _LATEST = 1 << 20  # bytes of the latest pieces, which have a table of their own: to add to one is to copy it
@@ -166,9 +167,8 @@ def _distinct(columns: Sequence[pa.StringArray]) -> tuple[pa.StringArray, list[p
 
 
 def _hashes(pieces: pa.StringArray) -> Hashes:
-    places = offsets(pieces).astype(np.int64)
-    data = np.frombuffer(pieces.buffers()[2] or b"", np.uint8)
-    return Tokens(data, places[:-1], places[1:], np.empty(0, np.int64)).hashes()
+    """The same only as long as the process runs."""
+    return pl.Series(pieces).hash().to_numpy()
 
 
 def _nearly_in_order(hashes: Hashes) -> npt.NDArray[np.int64]:

@@ -31,21 +31,26 @@ def as_bytes(lists: pa.ListArray) -> pa.BinaryArray:
 
 def as_lists(rows: pa.BinaryArray) -> pa.ListArray:
     """The reverse of `as_bytes`."""
-    return merge(rows, np.arange(len(rows) + 1))
+    return _lists(rows, offsets(rows))
 
 
 def cut(ids: pa.Int32Array, bounds: Counts | Offsets) -> pa.BinaryArray:
     """As bytes, with a row from each of the bounds to the next; no id may be null."""
-    starts = bounds.astype(np.int64) * _WIDTH
-    if starts[-1] > _MOST:
-        raise pa.ArrowInvalid(f"{starts[-1]} not in range: a column of bytes holds {_MOST} at most")
+    if (size := int(bounds[-1]) * _WIDTH) > _MOST:
+        raise pa.ArrowInvalid(f"{size} not in range: a column of bytes holds {_MOST} at most")
+    starts = bounds.astype(np.int32, copy=False) * np.int32(_WIDTH)
     data = ids.buffers()[1].slice(ids.offset * _WIDTH) if len(ids) else pa.py_buffer(b"")
-    return pa.Array.from_buffers(pa.binary(), len(starts) - 1, [None, pa.py_buffer(starts.astype(np.int32)), data])
+    return pa.Array.from_buffers(pa.binary(), len(starts) - 1, [None, pa.py_buffer(starts), data])
 
 
 def merge(rows: pa.BinaryArray, bounds: Counts) -> pa.ListArray:
     """As lists, each of all rows from one of the bounds to the next; the first bound is 0, the last is their number."""
-    ends = offsets(rows)[bounds] // _WIDTH
+    return _lists(rows, offsets(rows)[bounds])
+
+
+def _lists(rows: pa.BinaryArray, bounds: Offsets) -> pa.ListArray:
+    """As lists, each of all bytes from one of the bounds to the next."""
+    ends = bounds // np.int32(_WIDTH)
     ids = pa.Array.from_buffers(pa.int32(), int(ends[-1]), [None, rows.buffers()[2]])
     return pa.ListArray.from_buffers(TOKEN_IDS, len(ends) - 1, [None, pa.py_buffer(ends)], children=[ids])
 
