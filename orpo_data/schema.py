@@ -194,8 +194,10 @@ def row_ids(rows: "pl.DataFrame") -> pa.Array:
     """
     import polars as pl  # only where rows are made: reading a schema costs nothing
 
-    texts = rows.select(_canonical_json(pl.Struct(rows.schema))).to_series()
-    return pa.array([hashlib.sha256(text).hexdigest()[:32] for text in texts.to_list()], pa.string())
+    from orpo_data.hashing import hex_hashes
+
+    found = hex_hashes(rows.select(_canonical_json(pl.Struct(rows.schema))).to_series())
+    return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 
 
 @cache
@@ -204,7 +206,7 @@ def _canonical_json(kind: "pl.Struct") -> "pl.Expr":
     import polars as pl
 
     row = pl.struct([*kind.to_schema()])
-    return _sorted_keys(row, kind).struct.json_encode().cast(pl.Binary)
+    return _sorted_keys(row, kind).struct.json_encode()
 
 
 def _sorted_keys(value: "pl.Expr", kind: Any) -> "pl.Expr":

@@ -3,26 +3,16 @@
 `rules.folding.folded` is the definition; for most texts the same comes from the bytes of the whole column at once.
 """
 
-import re
 import unicodedata
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from orpo_data.hashing import number_hashes
 from orpo_data.steps.folds import TAME
 from orpo_data.steps.rules.folding import folded
-from orpo_data.steps.tokens import (
-    FINAL,
-    Hashes,
-    Rules,
-    Tokens,
-    ascii_table,
-    character_kinds,
-    distinct,
-    slices,
-    stable_hashes,
-)
+from orpo_data.steps.tokens import FINAL, Hashes, Rules, Tokens, ascii_table, character_kinds, distinct
 
 KEPT = "-+*/%&@#\\"  # punctuation that decides what a formula or a file name says
 # beyond ASCII: punctuation and spaces
@@ -32,7 +22,7 @@ MARKS = (
     *((0x2768, 0x2775), (0x3000, 0x3003), (0x3008, 0x3011), (0x3014, 0x301F), (0xFF01, 0xFF01), (0xFF0C, 0xFF0C)),
     *((0xFF1A, 0xFF1B), (0xFF1F, 0xFF1F)),
 )
-SPECIAL = re.compile(rb"[-*/%&@#\\ ]*")  # nothing that `folded` takes for content: the text stands for itself
+SPECIAL = "-*/%&@#\\ "  # nothing that `folded` takes for content: a text of these alone stands for itself
 TEXT = np.uint64(40)  # bits of a word's hash, below the number of its text
 
 
@@ -46,17 +36,17 @@ FOLDED = Rules(ascii_table(_separates), character_kinds(MARKS, TAME), lambda tex
 def hashes_and_words(texts: pl.Series) -> tuple[Hashes, Hashes]:
     """A hash of each folded text; and of each of its distinct words one, below the number of the text."""
     tokens = Tokens.of(texts, FOLDED)
-    contents = list(slices(*tokens.joined()))
-    special = np.array([bool(SPECIAL.fullmatch(content)) for content in contents], bool)
-    hashes, number = stable_hashes(contents), np.repeat(np.arange(len(texts)), tokens.counts)
+    contents = tokens.joined()
+    special = (contents.str.strip_chars(SPECIAL) == "").to_numpy()
+    number = np.repeat(np.arange(len(texts)), tokens.counts)
     words = _numbered(number, tokens.hashes())[~special[number]]
     rows = np.flatnonzero(special)
     if len(rows):
         exact = texts.gather(rows).to_frame("text").select(folded(pl.col("text"))).to_series()
         tokens = Tokens.of(exact, FINAL)
-        hashes[rows] = stable_hashes(text.encode() for text in exact.to_list())
+        contents = contents.scatter(rows, exact)
         words = np.concatenate([words, _numbered(np.repeat(rows, tokens.counts), tokens.hashes())])
-    return hashes, distinct(words)
+    return number_hashes(contents), distinct(words)
 
 
 def alike(some: Hashes, others: Hashes, rows: int) -> NDArray[np.float64]:

@@ -1,10 +1,12 @@
 """Random draws that belong to a row, not to its place: the same row draws the same number everywhere."""
 
 import hashlib
-from collections.abc import Iterable
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
+
+from orpo_data.hashing import number_hashes
 
 
 def draw_text(seed: int, *key: str) -> str:
@@ -17,11 +19,9 @@ def draw(seed: int, *key: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def draws(seed: int, name: str, keys: Iterable[str]) -> NDArray[np.uint64]:
+def draws(seed: int, name: str, keys: pl.Series) -> NDArray[np.uint64]:
     """`draw(seed, name, key)` for each key."""
-    before = draw_text(seed, name, "")
-    digests = (hashlib.sha256(f"{before}{key}".encode()).digest()[:8] for key in keys)
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+    return number_hashes(draw_text(seed, name, "") + keys)
 
 
 def uniform(seed: int, *key: str) -> float:
@@ -29,6 +29,6 @@ def uniform(seed: int, *key: str) -> float:
     return (draw(seed, *key) >> 11) / 2**53
 
 
-def uniforms(seed: int, name: str, keys: Iterable[str]) -> NDArray[np.float64]:
+def uniforms(seed: int, name: str, keys: pl.Series) -> NDArray[np.float64]:
     """`uniform(seed, name, key)` for each key."""
     return (draws(seed, name, keys) >> np.uint64(11)) / 2**53

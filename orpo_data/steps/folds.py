@@ -7,9 +7,10 @@ import unicodedata
 
 import polars as pl
 
+from orpo_data.hashing import number_hashes
 from orpo_data.steps.near import LETTERS
 from orpo_data.steps.notes import CONTENT
-from orpo_data.steps.tokens import Hashes, Rules, Tokens, ascii_table, character_kinds, slices, stable_hashes
+from orpo_data.steps.tokens import Hashes, Rules, Tokens, ascii_table, character_kinds
 
 BETWEEN = "\x1f"  # stands between role and content, and between turns; in a content it is white space
 # beyond ASCII: characters that are no white space and have no other form, save for the case of letters
@@ -35,7 +36,7 @@ def message_hashes(frame: pl.DataFrame, side: str) -> Hashes:
     content = CONTENT.str.replace_all(BETWEEN, " ", literal=True)
     turn = pl.element().struct.field("role") + f" {BETWEEN} " + content
     turns = frame.select(pl.col(side).list.eval(turn).list.join(f" {BETWEEN} ")).to_series()
-    return stable_hashes(slices(*Tokens.of(turns, FOLDS).joined()))
+    return number_hashes(Tokens.of(turns, FOLDS).joined())
 
 
 def _folded(text: str) -> str:

@@ -30,12 +30,13 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from orpo_data.hashing import leading_bits
 from orpo_data.schema import ANSWERS, DROPPED, no_rows
 from orpo_data.steps.alike import Sketches, chains
 from orpo_data.steps.answers import alike, hashes_and_words
 from orpo_data.steps.flags import arrow, judged, rows_by_rule
 from orpo_data.steps.minhash import sketches
-from orpo_data.steps.near import key_hashes, keys_of, word_tokens
+from orpo_data.steps.near import keys_of, word_tokens
 from orpo_data.steps.notes import Rows, all_notes, first_equal, frame_of, values
 from orpo_data.steps.rules.content import Refusal
 from orpo_data.steps.rules.rule import pair_texts, quotient, text
@@ -81,7 +82,7 @@ class LabelNoise(GlobalStep):
         pairs = pair_texts(table)
         prompt = pairs["prompt_text"]
         tokens = word_tokens(prompt)
-        keys = pa.array(key_hashes(keys_of(prompt, tokens)))
+        keys = pa.array(leading_bits(keys_of(prompt, tokens)))
         columns = {"source": table["source"], "prompt": keys} | _measured(pairs)
         return pa.table(columns | (sketches([prompt], [tokens], self.near) if self.near else {}))
 

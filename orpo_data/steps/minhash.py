@@ -17,8 +17,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from orpo_data.hashing import number_hashes
 from orpo_data.steps.near import SHINGLE_WORDS
-from orpo_data.steps.tokens import Hashes, Places, Tokens, distinct, mixed, stable_hashes
+from orpo_data.steps.tokens import Hashes, Places, Tokens, distinct, mixed
 
 LEAST_PART = 0.25  # similarity that every part of two near-duplicates must have
 MISSED = 1e-3  # at most this share of the pairs that are exactly as similar as the threshold is overlooked
@@ -82,10 +83,9 @@ def _keys(texts: pl.Series, tokens: Tokens, part: int, many: int) -> Hashes:
     first, last = words[begins[few]], words[begins[few] + counts[few] - 1]
     short = first * ODD[0] + last * ODD[1] + counts[few].astype(np.uint64) * SHORT
     unworded = np.flatnonzero((counts == 0) & (texts != "").to_numpy())
-    signs = [row for row in unworded.tolist() if texts[row].strip()]
-    wordless = stable_hashes(texts[row].encode() for row in signs)
-    rows = np.concatenate([text[whole], few, np.array(signs, np.int64)]).astype(np.uint64)
-    hashes = mixed(np.concatenate([weighted[whole], short, wordless])) >> HALF
+    signs = np.array([row for row in unworded.tolist() if texts[row].strip()], np.int64)
+    rows = np.concatenate([text[whole], few, signs]).astype(np.uint64)
+    hashes = mixed(np.concatenate([weighted[whole], short, number_hashes(texts.gather(signs))])) >> HALF
     return (rows * np.uint64(many) + np.uint64(part)) << HALF | hashes
 
 

@@ -6,12 +6,11 @@ Functions on a single text are the definition. `word_tokens` gives the words of 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
 
-import numpy as np
 import polars as pl
 
-from orpo_data.steps.tokens import Hashes, Rules, Tokens, ascii_table, character_kinds, slices
+from orpo_data.hashing import hex_hashes
+from orpo_data.steps.tokens import Rules, Tokens, ascii_table, character_kinds
 
 SHINGLE_WORDS = 3
 
@@ -41,7 +40,7 @@ def normalised(text: str) -> str:
 
 def key_of(text: str) -> str:
     """Hash of the normalised text; of the text itself where it has no words."""
-    return _key((normalised(text) or text).encode())
+    return hashlib.sha256((normalised(text) or text).encode()).hexdigest()[:32]
 
 
 def prompt_text(prompt: list[dict[str, str]]) -> str:
@@ -63,18 +62,6 @@ def word_tokens(texts: pl.Series) -> Tokens:
     return Tokens.of(texts, WORDS)
 
 
-def keys_of(texts: pl.Series, tokens: Tokens) -> list[str]:
+def keys_of(texts: pl.Series, tokens: Tokens) -> pl.Series:
     """`key_of` each text, from its `word_tokens`."""
-    keys = [_key(content) for content in slices(*tokens.joined())]
-    for row in np.flatnonzero(tokens.counts == 0).tolist():
-        keys[row] = key_of(texts[row])
-    return keys
-
-
-def key_hashes(keys: Sequence[str]) -> Hashes:
-    """The first 64 bits of each of `keys_of`."""
-    return np.frombuffer(bytes.fromhex("".join(keys)), ">u8")[::2].astype(np.uint64)
-
-
-def _key(content: bytes | memoryview) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
+    return hex_hashes(tokens.joined().zip_with(pl.Series(tokens.counts > 0), texts))

@@ -78,7 +78,7 @@ def picks(step: "Binarize", answers: Answers, scores: Floats, ids: pa.ChunkedArr
         return best, place
     groups = Groups(answers.row[place])
     if step.rejected == "random":
-        drawn = draws(step.seed, "binarize", ids.take(pa.array(groups.rows)).to_pylist())
+        drawn = draws(step.seed, "binarize", pl.Series(ids.take(pa.array(groups.rows))))
         picked = groups.starts + (drawn % groups.sizes.astype(np.uint64)).astype(np.int64)
     else:
         picked = groups.extreme(scores[place], np.maximum if step.rejected == "next-best" else np.minimum)

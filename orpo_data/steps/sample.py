@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -26,7 +27,7 @@ class Sample(Step):
     seed: int = Field(default=42, description="Seed of the draws.")
 
     def apply(self, table: pa.Table) -> StepOutput:
-        return _keep(table, pa.array(uniforms(self.seed, "sample", table["id"].to_pylist()) < self.share))
+        return _keep(table, pa.array(uniforms(self.seed, "sample", pl.Series(table["id"])) < self.share))
 
 
 class Take(GlobalStep):
@@ -40,7 +41,7 @@ class Take(GlobalStep):
     source: str = Field(description="Name of the source, for messages.")
 
     def note(self, table: pa.Table) -> pa.Table:
-        drawn = draws(self.seed, "sample", table["id"].to_pylist())
+        drawn = draws(self.seed, "sample", pl.Series(table["id"]))
         return table.select(ORDER).append_column("draw", pa.array(drawn))
 
     def judge(self, notes: Sequence[pa.Table]) -> Judgement:

@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from orpo_data.hashing import leading_bits
 from orpo_data.steps.alike import Sketches, across
 from orpo_data.steps.draws import uniforms
 from orpo_data.steps.minhash import sketches
-from orpo_data.steps.near import key_hashes, keys_of, word_tokens
+from orpo_data.steps.near import keys_of, word_tokens
 from orpo_data.steps.notes import (
     CONTENT,
     Rows,
@@ -88,8 +89,8 @@ class Split(GlobalStep):
             "id": table["id"],
             "source": table["source"],
             "held_out": pa.array(uniforms(self.seed, "split", openings) < shares.to_numpy()),
-            "opening": pa.array(key_hashes(openings)),
-            "prompt": pa.array(key_hashes(keys)),
+            "opening": pa.array(leading_bits(openings)),
+            "prompt": pa.array(leading_bits(keys)),
         }
         return pa.table(columns | sketches([prompt], [tokens], self.near_duplicate))
 
@@ -125,14 +126,11 @@ class Split(GlobalStep):
         return _looked_up(pl.Series("prompt", keys[held_out]), found)["detail"]
 
 
-def _keys_of_openings(openings: pl.Series, prompts: pl.Series, keys: list[str]) -> list[str]:
+def _keys_of_openings(openings: pl.Series, prompts: pl.Series, keys: pl.Series) -> pl.Series:
     """`key_of` each opening, from those of the prompts: a prompt of one turn is its opening."""
-    found = keys.copy()
     others = (openings != prompts).arg_true()
     texts = openings.gather(others)
-    for row, key in zip(others.to_list(), keys_of(texts, word_tokens(texts)), strict=True):
-        found[row] = key
-    return found
+    return keys.clone().scatter(others, keys_of(texts, word_tokens(texts)))
 
 
 def _openings_seen(rows: pa.Table, held_out: Rows, train: Rows) -> pl.Series:

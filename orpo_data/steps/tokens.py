@@ -4,17 +4,17 @@ The bytes of a column are translated at once: to lower case, or to a space where
 holds for some characters only; a function sees to texts with any others.
 """
 
-import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from orpo_data.hashing import number_hashes
 
 SPACE = ord(" ")
 WINDOW = 1 << 21  # bytes that are looked up together
@@ -93,15 +93,16 @@ class Tokens:
         ends = np.flatnonzero(inside & ~edge) + 1
         return cls(data, starts, ends, np.diff(np.searchsorted(starts, offsets)))
 
-    def joined(self) -> tuple[memoryview, list[int]]:
-        """The texts as their tokens with a single space between, one after the other, and where each begins."""
+    def joined(self) -> pl.Series:
+        """The texts as their tokens with a single space between."""
         first = np.zeros(len(self.starts), bool)
         begins = np.cumsum(self.counts) - self.counts
         first[begins[self.counts > 0]] = True
         keep = self.data != SPACE
         keep[self.starts[~first] - 1] = True
         sizes = np.cumsum(np.concatenate([[0], self.ends - self.starts + ~first]))
-        return memoryview(self.data[keep]), [0, *sizes[begins + self.counts].tolist()]
+        bounds = np.concatenate([[0], sizes[begins + self.counts]]).astype(np.int32)
+        return pl.Series(pa.StringArray.from_buffers(len(begins), pa.py_buffer(bounds), pa.py_buffer(self.data[keep])))
 
     def hashes(self) -> Hashes:
         """A 64-bit hash of each token, the same on every machine; not meant to resist who looks for collisions."""
@@ -117,7 +118,8 @@ class Tokens:
             found[longer] = mixed(found[longer] * GOLDEN ^ piece)
             longer = longer[sizes[longer] > done + 8]
         longest = np.flatnonzero(sizes > LONGEST)
-        found[longest] = stable_hashes(self.data[self.starts[word] : self.ends[word]].data for word in longest.tolist())
+        contents = [self.data[self.starts[word] : self.ends[word]].tobytes() for word in longest.tolist()]
+        found[longest] = number_hashes(pl.Series(contents, dtype=pl.Binary))
         return found
 
 
@@ -136,17 +138,6 @@ def combined(first: Hashes, *more: Hashes) -> Hashes:
     for other in more:
         first = mixed(first * GOLDEN ^ other)
     return first
-
-
-def stable_hashes(contents: Iterable[bytes | memoryview]) -> Hashes:
-    """64 bits of SHA-256 each."""
-    digests = b"".join([hashlib.sha256(content).digest() for content in contents])
-    return np.frombuffer(digests, ">u8")[::4].astype(np.uint64)
-
-
-def slices(content: memoryview, places: list[int]) -> Iterator[memoryview]:
-    """What lies between each two places."""
-    return (content[start:end] for start, end in pairwise(places))
 
 
 def look_up(table: NDArray[Kind], places: NDArray[Any], found: NDArray[Kind], window: int) -> None:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from orpo_data.hashing import number_hashes
 from orpo_data.steps.answers import MARKS, TAME, alike, hashes_and_words
 from orpo_data.steps.rules.folding import folded
-from orpo_data.steps.tokens import stable_hashes
 
 piece = st.one_of(
     st.sampled_from(["oak ", "Oak", " ", "\n", "\u00a0", "_", "-", "2+2", "?", "\u2019", "\u2026", "$", "#1"]),
@@ -19,16 +19,18 @@ texts = st.lists(st.lists(piece, max_size=6).map("".join), max_size=6)
 
 
 def by_definition(texts: list[str]) -> list[str]:
-    return (
-        pl.DataFrame({"text": texts}, schema={"text": pl.String}).select(folded(pl.col("text"))).to_series().to_list()
-    )
+    return _folded(texts).to_list()
+
+
+def _folded(texts: list[str]) -> pl.Series:
+    return pl.DataFrame({"text": texts}, schema={"text": pl.String}).select(folded(pl.col("text"))).to_series()
 
 
 @given(texts)
 @example(["!", "?", "", "- -", "-  -", "--", "\u3002", "\u2014"])
 def test_a_column_has_the_hashes_of_its_folded_texts(texts: list[str]) -> None:
     hashes, _ = hashes_and_words(pl.Series(texts, dtype=pl.String))
-    assert hashes.tolist() == stable_hashes(text.encode() for text in by_definition(texts)).tolist()
+    assert hashes.tolist() == number_hashes(_folded(texts)).tolist()
 
 
 @given(texts, st.data())
@@ -47,9 +49,9 @@ def test_the_share_of_words_in_common(texts: list[str], data: st.DataObject | No
 )
 def test_ordinary_text_needs_no_look_at_the_single_text(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orpo_data.steps.answers.folded", lambda text: pl.lit("other"))
-    expected = stable_hashes(text.encode() for text in by_definition([text])).tolist()
+    expected = number_hashes(_folded([text])).tolist()
     assert hashes_and_words(pl.Series([text]))[0].tolist() == expected
-    assert hashes_and_words(pl.Series(["\u03a3"]))[0].tolist() == stable_hashes([b"other"]).tolist()
+    assert hashes_and_words(pl.Series(["\u03a3"]))[0].tolist() == number_hashes(pl.Series(["other"])).tolist()
 
 
 def test_characters_beyond_ascii_are_what_they_are_taken_for() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ def test_a_draw_by_hand():
 
 @given(st.integers(), st.text(st.characters(codec="utf-8")), st.lists(st.text(st.characters(codec="utf-8"))))
 def test_many_draws_are_each_of_them(seed, name, keys):
-    assert draws(seed, name, keys).tolist() == [draw(seed, name, key) for key in keys]
-    assert uniforms(seed, name, keys).tolist() == [uniform(seed, name, key) for key in keys]
+    column = pl.Series(keys, dtype=pl.String)
+    assert draws(seed, name, column).tolist() == [draw(seed, name, key) for key in keys]
+    assert uniforms(seed, name, column).tolist() == [uniform(seed, name, key) for key in keys]
     assert all(0 <= uniform(seed, name, key) < 1 for key in keys)

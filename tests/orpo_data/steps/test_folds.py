@@ -1,12 +1,13 @@
 """Messages that are equal up to case, spacing and Unicode form have one hash, all others another."""
 
+import hashlib
+
 import polars as pl
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orpo_data.schema import MESSAGES
 from orpo_data.steps.folds import TAME, _folded, message_hashes
-from orpo_data.steps.tokens import stable_hashes
 
 Messages = list[dict[str, str]]
 
@@ -48,8 +49,8 @@ def test_equal_hashes_are_equal_messages(rows: list[Messages]) -> None:
 def test_what_is_hashed_is_the_same_in_every_release() -> None:
     """Notes are kept on disk from run to run: where this changes, the version of each step that takes them must."""
     row = [*say(" How\n ARE \u2018you\u2019? "), {"role": "assistant", "content": "Stra\u00dfe"}]
-    (expected,) = stable_hashes(["user \x1f how are \u2018you\u2019? \x1f assistant \x1f strasse".encode()]).tolist()
-    assert hashes([row]) == [expected]
+    hashed = hashlib.sha256("user \x1f how are \u2018you\u2019? \x1f assistant \x1f strasse".encode()).hexdigest()
+    assert hashes([row]) == [int(hashed[:16], 16)]
 
 
 def test_characters_beyond_ascii_are_what_they_are_taken_for() -> None:
