@@ -1,4 +1,4 @@
-"""Rows go through the stages in columns: one row more costs a few lines of Python, a loop over rows many."""
+"""Rows go through the stages in columns: one row more costs next to no Python, a loop over rows at least one line."""
 
 import json
 import random
@@ -73,7 +73,7 @@ def lines_run(work: Callable[[], object]) -> Counter[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("dataset", "row", "most"),
-    [("hh-rlhf", dialogue, 22), ("ultrafeedback", rated, 28), ("pairs", pair, 24)],
+    [("hh-rlhf", dialogue, 2.5), ("ultrafeedback", rated, 5), ("pairs", pair, 2.2)],
     ids=["hh-rlhf", "ultrafeedback", "pairs"],
 )
 def test_a_row_more_costs_no_loop(
@@ -81,9 +81,9 @@ def test_a_row_more_costs_no_loop(
     tmp_path: Path,
     dataset: str,
     row: Callable[[random.Random], dict[str, Any]],
-    most: int,
+    most: float,
 ) -> None:
-    """At most so many lines, in all stages with every step on: the row's texts are hashed, not looked at."""
+    """At most so many lines, in all stages with every step on; for rated answers some for each new set of ratings."""
     draw = random.Random(7)
 
     def run(name: str, count: int) -> Counter[tuple[str, str]]:
@@ -95,6 +95,6 @@ def test_a_row_more_costs_no_loop(
 
     run("first", FEW)  # imports, and what is only found once
     few, many = run("few", FEW), run("many", MANY)
-    more = {place: (many[place] - few[place]) / (MANY - FEW) for place in many}
+    more = {place: max(0, many[place] - few[place]) / (MANY - FEW) for place in many}  # pages may show less
     largest = sorted(((round(lines, 1), *place) for place, lines in more.items()), reverse=True)[:12]
     assert sum(more.values()) < most, largest
