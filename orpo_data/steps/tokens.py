@@ -101,8 +101,9 @@ class Tokens:
         keep = self.data != SPACE
         keep[self.starts[~first] - 1] = True
         sizes = np.cumsum(np.concatenate([[0], self.ends - self.starts + ~first]))
-        bounds = np.concatenate([[0], sizes[begins + self.counts]]).astype(np.int32)
-        return pl.Series(pa.StringArray.from_buffers(len(begins), pa.py_buffer(bounds), pa.py_buffer(self.data[keep])))
+        bounds = np.concatenate([[0], sizes[begins + self.counts]]).astype(np.int64)
+        buffers = pa.py_buffer(bounds), pa.py_buffer(self.data[keep])
+        return pl.Series(pa.LargeStringArray.from_buffers(len(begins), *buffers))
 
     def hashes(self) -> Hashes:
         """A 64-bit hash of each token, the same on every machine; not meant to resist who looks for collisions."""
