@@ -33,6 +33,10 @@ def test_a_command_has_these_arguments(line: str) -> None:
     Recipe.read("hh-rlhf", [value for option, value in pairwise(arguments) if option == "--set"])
 
 
+def test_commands_are_found() -> None:
+    assert len(COMMANDS) > 30  # or no test above would have run
+
+
 def test_recipes_are_valid() -> None:
     whole, comparison = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL))
     assert Recipe.parse(whole).name == "my-run"
