@@ -27,7 +27,7 @@ from orpo_data.process import few_full_collections
 from orpo_data.ragged import as_bytes, as_lists, join, lengths, split
 from orpo_data.rendering import TEMPLATE_ERRORS, Renderer
 from orpo_data.template_limits import step_limit
-from orpo_data.tokenizer_files import model_of, tokenizer_folder
+from orpo_data.tokenizer_files import TELLS_THE_TIME, model_of, tokenizer_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -76,6 +76,19 @@ def find_template(name_or_path: str) -> str:
         ) from None
 
 
+def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The one called default where a tokenizer has several, as transformers takes it; UsageError if there is none."""
+    own = tokenizer.chat_template
+    found = own.get("default") if isinstance(own, dict) else own
+    if not found:
+        has = f"no chat template called default, only {', '.join(own)}" if own else "no chat template of its own"
+        raise UsageError(
+            f"tokenize.tokenizer: {tokenizer.name_or_path!r} has {has}; set tokenize.chat_template to one of "
+            f"{', '.join(template_names())} or to a jinja file"
+        )
+    return str(found)
+
+
 class Chat:
     """Renders and encodes conversations so that a prompt's ids are a strict prefix of every answer's sequence."""
 
@@ -85,23 +98,18 @@ class Chat:
         """`own_tokens` are the template's control tokens, whether or not the tokenizer calls them special."""
         self.tokenizer = tokenizer
         self.control_tokens = _control_tokens(tokenizer, own_tokens)
-        template = template or tokenizer.chat_template
-        if not template:
-            raise UsageError(
-                f"tokenize.tokenizer: {tokenizer.name_or_path!r} has no chat template of its own; set "
-                f"tokenize.chat_template to one of {', '.join(template_names())} or to a jinja file"
-            )
-        self.template: str = template
+        self.template: str = template or _own_template(tokenizer)
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         self._encoder = Encoder(self._backend)
-        self._renderer = Renderer(template, tokenizer.special_tokens_map)
+        self._renderer = Renderer(self.template, tokenizer.special_tokens_map)
         self._layouts: dict[tuple[Roles, Roles, int], Layout | None] = {}
         self._finding = Lock()
         self._try_out()
         self._after_answer, self._answer_tail, self.end_of_turn_id = self._probe_end_of_turn()
         header = self._probe_header()
+        self._probe_answer()
         self._header = self._probe_prefix_space(header)
         self.bos_id = self._probe_bos()
 
@@ -142,7 +150,7 @@ class Chat:
     @property
     def tells_the_time(self) -> bool:
         """Whether the template may write the same messages differently a second later."""
-        return "strftime_now" in self.template
+        return TELLS_THE_TIME in self.template
 
     @cached_property
     def turn_labels(self) -> list[str]:
@@ -168,9 +176,9 @@ class Chat:
         """What the assistant writes after `prompt_text`, without its end of turn; jinja2.TemplateError if nothing."""
         full = self._render([*prompt, *answer], False, reference)
         if not (full.startswith(prompt_text) and full.endswith(self._after_answer)):
-            raise OrpoError(
-                "tokenize.chat_template: the template does not keep the rendered prompt as a prefix of prompt + "
-                f"answer (the prompt ends in {prompt_text[-40:]!r}, the whole has {full[: len(prompt_text)][-40:]!r})"
+            raise jinja2.TemplateRuntimeError(
+                "the template does not keep the rendered prompt as a prefix of prompt + answer (the prompt ends in "
+                f"{prompt_text[-40:]!r}, the whole has {full[: len(prompt_text)][-40:]!r})"
             )
         text = full[len(prompt_text) : len(full) - len(self._after_answer)]
         if not text.strip():
@@ -198,7 +206,7 @@ class Chat:
         try:
             prompt_text = self.render_prompt(asked, reference=True)
             texts = prompt_text, self.render_answer(asked, prompt_text, said, reference=True)
-        except (jinja2.TemplateError, OrpoError):
+        except jinja2.TemplateError:
             return None
         return layout if texts == (fill(layout.prompt, contents), fill(layout.answer, contents)) else None
 
@@ -307,6 +315,13 @@ class Chat:
         if not found:
             raise OrpoError("tokenize.chat_template: the template does not write the user's message")
         return header
+
+    def _probe_answer(self) -> None:
+        """OrpoError if not even an ordinary prompt is a prefix of prompt + answer: no row could be written."""
+        try:
+            self.render_answer(_PROBE[:1], self.render_prompt(_PROBE[:1]), _PROBE[1:])
+        except jinja2.TemplateError as error:
+            raise OrpoError(f"tokenize.chat_template: {error}") from None
 
     def _probe_prefix_space(self, header: str) -> str:
         """`header` if the tokenizer puts a space before the first word of a text, as SentencePiece's do; else ""."""

@@ -115,6 +115,8 @@ def refuse_foreign_folder(output: Path) -> None:
     First tidies up after a run that was killed while it moved its folder there.
     """
     _finish_move(output)
+    if is_local(output) and (output.is_symlink() or output.is_mount()):  # the new folder would take the name
+        raise OrpoError(f"{output}: is a link or a mount point, whose place no folder can take; name one inside of it")
     if output.is_file():
         raise OrpoError(f"{output}: is a file, an output folder is needed")
     if output.is_dir() and any(output.iterdir()) and not _is_ours(output):

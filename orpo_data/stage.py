@@ -197,11 +197,12 @@ def _short(value: Any) -> str:
 
 def _key(stage: str, schema: pa.Schema, branches: Sequence[Branch]) -> dict[str, Any]:
     """Everything the rows depend on: input contents, step versions, configuration. No file names, no times."""
+    inputs = (item for branch in branches for item in branch.inputs)
     return {
         "format_version": FORMAT_VERSION,
         "stage": stage,
         "columns": [f"{column.name}: {column.type}" for column in schema],
-        "inputs": [item.fingerprint for branch in branches for item in branch.inputs],
+        "inputs": [told for item in inputs for told in (item.fingerprint, item.content_hash) if told],
         "steps": [branch.describe(step) for branch in branches for step in branch.steps],
     }
 

@@ -1,5 +1,6 @@
 """A tokenizer told from its files: opening it takes seconds, and a stage that is up to date has no need of it."""
 
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ PATTERNS = (
     "config.json",
 )
 TEMPLATE_FILE, SETTINGS_FILE, MODEL_FILE = "chat_template.jinja", "tokenizer_config.json", "config.json"
+TELLS_THE_TIME = "strftime_now"  # what a template calls for it
 DECIDES_THE_CLASS = ("model_type", "tokenizer_class")
 
 
@@ -46,7 +48,8 @@ def tokenizer_folder(name: str, revision: str | None = None) -> Path:
 def tokenizer_fingerprint(folder: Path, template: str | None = None) -> str:
     """Hash of everything that decides the ids: vocabulary, merges, special tokens, the text of the chat template.
 
-    `template` stands in for the tokenizer's own. The release of transformers that reads the files is in it too.
+    `template` stands in for the tokenizer's own. The release of transformers that reads the files is in it too, and
+    the day where the template writes it.
     """
     files = sorted({file for pattern in PATTERNS for file in folder.glob(pattern)})
     contents: dict[str, Any] = {file.name: _content(file) for file in files if file.name != TEMPLATE_FILE}
@@ -54,7 +57,9 @@ def tokenizer_fingerprint(folder: Path, template: str | None = None) -> str:
     own = settings.pop("chat_template", None)
     if (folder / TEMPLATE_FILE).is_file():
         own = (folder / TEMPLATE_FILE).read_text("utf-8")
-    return digest([contents, template or own, version("transformers"), version("tokenizers")])
+    written = template or own
+    today = [date.today().isoformat()] if TELLS_THE_TIME in str(written) else []
+    return digest([contents, written, version("transformers"), version("tokenizers"), *today])
 
 
 def _content(file: Path) -> Any:

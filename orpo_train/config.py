@@ -19,7 +19,7 @@ class Sampling(_Settings):
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="Draw among the likeliest tokens of this probability (arXiv 1904.09751)."
     )
-    seed: int = Field(default=42, ge=0, description="Seed of the draws; each prompt has a stream of its own.")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="Seed of the draws; each prompt has a stream of its own.")
 
 
 class LoraConfig(_Settings):
@@ -102,7 +102,7 @@ class TrainConfig(_Settings):
     compile: bool = Field(default=False, description="Fuse the model's layers with torch.compile.")
     lora: LoraConfig | None = Field(default=None, description="Train low-rank adapters in place of the weights.")
     ppo: PpoConfig | None = Field(default=None, description="Settings of objective ppo.")
-    seed: int = Field(default=42, ge=0, description="Seed of the data order and of all draws.")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="Seed of the data order and of all draws.")
     log_every: int = Field(default=1, ge=1, description="Steps between lines of metrics.")
     eval_every: int | None = Field(default=None, ge=1, description="Steps between evaluations; null: only at the end.")
     export: Literal["last", "best"] = Field(

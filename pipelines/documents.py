@@ -1,5 +1,6 @@
 """Recipe files as plain values: found, read, merged with what they extend, overridden key by key."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,18 @@ YAML_ERRORS = (yaml.YAMLError, LookupError, AttributeError, RecursionError)
 
 MOST_VALUES = 100_000
 """Of a document with its aliases written out: a few of them can stand for billions."""
+
+
+class _Yaml(yaml.SafeLoader):
+    """With the booleans of YAML 1.2, true and false alone: in 1.1 the key `on` is one too."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:bool"]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def ready_recipes() -> dict[str, Path]:
@@ -83,7 +96,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _plain_values(text: str) -> Any:
     """What a YAML text says; ValueError where it says nothing, or too much."""
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Yaml)
     except YAML_ERRORS as error:
         raise ValueError(str(error)) from None
     if _count_values(values, {}) > MOST_VALUES:

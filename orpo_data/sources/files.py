@@ -1,6 +1,7 @@
 """From a recipe's `path` to raw records: find the files, bring them here, read them piece by piece."""
 
 import glob
+import logging
 import re
 import socket
 from collections.abc import Iterable, Iterator
@@ -24,8 +25,12 @@ WHOLE = (".json", ".json.gz")
 TABLES = (".parquet", ".arrow")
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", *WHOLE, *TABLES)
 
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
+
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What `datasets` and the hub write beside the data."""
+
+log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WILDCARD = re.compile(r"[*?[]")
@@ -113,13 +118,17 @@ def _local_files(path: str, endings: tuple[str, ...], within: Path | None = None
         return None
     files = [RawFile(file.relative_to(root).as_posix(), file) for file in found if file.is_file()]
     data = [file for file in files if _is_data(file.name, endings)]
-    for file in data:
+    linked = [RawFile(path.relative_to(root).as_posix(), path) for path in found if path.is_symlink() and path.is_dir()]
+    for file in (*data, *(folder for folder in linked if not _is_hidden(folder.name))):  # which nobody has entered
         _refuse_link_out(file, within or root)
+    for file in files:
+        if file.path.suffix in COMPRESSED and _is_data(file.path.stem, endings) and file not in data:
+            log.warning("%s: passed over, the endings that are read are %s", file.path, " ".join(endings))
     return data
 
 
 def _refuse_link_out(file: RawFile, root: Path) -> None:
-    """OrpoError for a file that is a link out of the folder it was found in: a folder may come from anywhere."""
+    """OrpoError for what is a link out of the folder it was found in: a folder may come from anywhere."""
     if not (place := file.path.resolve()).is_relative_to(root.resolve()):
         raise OrpoError(
             f"{file.path}: is a link out of its folder, to {place}; name that place itself, or copy the file"
@@ -206,9 +215,13 @@ def _require_ending(path: str, endings: tuple[str, ...]) -> None:
 
 
 def _is_data(name: str, endings: tuple[str, ...]) -> bool:
+    base = name.rpartition("/")[2]
+    return _ending(base, endings) is not None and base not in NOT_DATA and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
     *folders, base = name.split("/")
-    hidden = base.startswith(("_", ".")) or any(folder.startswith(".") for folder in folders)
-    return _ending(base, endings) is not None and base not in NOT_DATA and not hidden
+    return base.startswith(("_", ".")) or any(folder.startswith(".") for folder in folders)
 
 
 def _reason(error: Exception) -> str:

@@ -61,7 +61,10 @@ def json_records(path: Path, compressed: bool, whole: bool, limits: Limits = LIM
             yield from _numbered(_array(_whole(data, head, limits.array)))
             return
         if whole:
-            orjson.loads(head)  # neither an array nor JSON lines: an object over several lines, for example
+            try:
+                orjson.loads(head)
+            except orjson.JSONDecodeError:  # an object over several lines, for example
+                raise ValueError("neither an array nor JSON lines") from None
         while head or (head := _line(data, limits.record)):
             lines = _lines(head + _lines_of(data.read(CHUNK), data, limits.record))
             yield record_table(lines, row)

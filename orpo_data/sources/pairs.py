@@ -59,6 +59,7 @@ ROLES = {
     "system": "system",
 }
 PLACES = {role: place for place, role in enumerate(ROLE_NAMES)}
+CALLS = ("tool_calls", "function_call")  # what a message may hold beside its content
 
 
 def parse(record: Any, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -104,6 +105,9 @@ def _turn(value: Any, where: str) -> Turn:
     name = text(value[role], f"{where}.{role}")
     if name.lower() not in ROLES:
         raise Unparsable(f"{where}.{role} is {excerpt(name)}, none of {', '.join(ROLES)}")
+    for call in CALLS:
+        if value.get(call):
+            raise Unparsable(f"{where} has {call!r}, which would be lost")
     return {"role": ROLES[name.lower()], "content": text(value.get(content), f"{where}.{content}")}
 
 
@@ -161,6 +165,8 @@ def _turns_in_list(values: Sequence[Any], role: str, required: bool) -> Fields:
     elif kinds != {list}:
         raise Odd
     messages = of_type(chain.from_iterable(values), dict)
+    if any(message.get(call) for message in messages for call in CALLS):
+        raise Odd
     has_role = any(map(methodcaller("__contains__", "role"), messages))
     role_key, content_key = ("role", "content") if has_role else ("from", "value")
     names, contents = (of_type(get(messages, key), str) for key in (role_key, content_key))
@@ -175,6 +181,8 @@ def _turns_in_column(values: pa.Array, role: str, required: bool) -> Fields:
     if kind == pa.string():
         return {"roles": [PLACES[role]] * count, "contents": not_null(values), "lengths": [1] * count}
     messages = listed(values)
+    if any(field(messages, call).type != pa.null() for call in CALLS):
+        raise Odd
     role_key, content_key = ("role", "content") if messages.type.get_field_index("role") >= 0 else ("from", "value")
     names, contents = (strings(field(messages, key)) for key in (role_key, content_key))
     coded = names.dictionary_encode()

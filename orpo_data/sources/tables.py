@@ -1,9 +1,9 @@
 """Records out of tables: the rows of parquet and Arrow files as JSON text."""
 
-from collections.abc import Iterator
-from functools import partial
-from itertools import starmap
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from orpo_data.sources.columns import Ints
 from orpo_data.sources.json_text import LIMITS, NO_JSON, ROWS, TOO_LONG, Limits, record_table
-from orpo_data.sources.unfolding import FILE_BEGIN, Chunk, arrow_sizes, parquet_pages, row_groups
+from orpo_data.sources.unfolding import FILE_BEGIN, Page, arrow_sizes, parquet_pages, row_groups
 
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
@@ -107,46 +107,62 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _parquet_batches(path: Path, limit: int) -> Iterator[pa.RecordBatch]:
-    """Texts come as dictionaries: as the file has them, each once, however many of its rows refer to it."""
+    """Texts come as dictionaries where Arrow can: as the file has them, each once, however many rows refer to it."""
     metadata, data = pq.read_metadata(path), memoryview(pa.memory_map(str(path)).read_buffer()).cast("B")
     groups = row_groups(data)
     columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
-    file = pq.ParquetFile(path, read_dictionary=[column.path for column in columns if _is_text(column)])
     for number, group in enumerate(groups):
-        size = sum(starmap(partial(_unfolded, data), zip(group.columns, columns, strict=True)), 8 * group.rows)
+        pages = [list(parquet_pages(data, chunk)) for chunk in group.columns]
+        kept = [
+            _is_text(column) and all(page.into_dictionary for page in own)
+            for column, own in zip(columns, pages, strict=True)
+        ]
+        size = sum(map(_unfolded, pages, columns, kept), 8 * group.rows)
         if size > limit:
             raise ValueError(
                 f"row group {number} may unfold to {size:,} bytes, more than {limit:,}; write smaller row groups, or "
                 "raise max_array_bytes"
             )
-        yield from file.iter_batches(row_groups=[number])
+        texts = [column.path for column, is_kept in zip(columns, kept, strict=True) if is_kept]
+        yield from pq.ParquetFile(path, metadata=metadata, read_dictionary=texts).iter_batches(row_groups=[number])
 
 
 def _is_text(column: pq.ColumnSchema) -> bool:
     return column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "JSON", "NONE")
 
 
-def _unfolded(data: memoryview, chunk: Chunk, column: pq.ColumnSchema) -> int:
-    """Most bytes of a column of a row group in memory, with its texts as dictionaries."""
-    pages = list(parquet_pages(data, chunk))
+def _unfolded(pages: Sequence[Page], column: pq.ColumnSchema, as_dictionary: bool) -> int:
+    """Most bytes of a column of a row group in memory, with its texts as a dictionary or written out."""
     size, values = sum(page.unfolded for page in pages), sum(page.values for page in pages)
-    if any(page.deltas for page in pages):  # Arrow wants them written out
+    if not as_dictionary and column.physical_type == "BYTE_ARRAY" and any(_repeats(page) for page in pages):
         return size * values
     return size + int(max(8, column.length or 0)) * values
+
+
+def _repeats(page: Page) -> bool:
+    """Whether what stands in it once may be the text, or the beginning, of many values: a dictionary's has none."""
+    return page.deltas or not page.values
 
 
 # --- as JSON ---------------------------------------------------------------------------------------------------------
 
 
 def _json_rows(rows: pa.RecordBatch) -> pa.Array:
-    """Each row as JSON; what JSON has no form for (bytes, decimals) as its text."""
+    """Each row as JSON; what JSON has no form for (bytes, decimals, dates) as what it means."""
     try:
-        values = rows.to_pylist()
-    except (OverflowError, ValueError) as error:  # a date beyond the year 9999: it costs its row
+        texts = [orjson.dumps(row, default=_json_form).decode() for row in rows.to_pylist()]
+    except (OverflowError, ValueError, TypeError) as error:  # a date beyond the year 9999: it costs its row
         if len(rows) == 1:
-            return pa.array([f"{NO_JSON}{error}"])
+            return pa.array([f"{NO_JSON}{error.__cause__ or error}"])
         return pa.concat_arrays([_json_rows(rows.slice(row, 1)) for row in range(len(rows))])
-    return pa.array([orjson.dumps(row, default=str).decode() for row in values], pa.string())
+    return pa.array(texts, pa.string())
+
+
+def _json_form(value: Any) -> str | float:
+    """Some writers do not say that their bytes are text."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return float(value) if isinstance(value, Decimal) else str(value)
 
 
 def _json_columns(rows: pa.RecordBatch) -> pa.Array:

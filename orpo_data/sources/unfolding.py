@@ -22,7 +22,7 @@ _CHUNK: Wanted = {7: {}, 9: {}, 11: {}}  # its size, and where its data pages an
 _FOOTER: Wanted = {4: {1: {3: _CHUNK}, 3: {}}}  # row groups, their columns and rows
 _PAGE: Wanted = {2: {}, 3: {}, 5: {1: {}, 2: {}}, 8: {1: {}, 4: {}}}  # sizes; headers of data pages: values, encoding
 _DEEPEST = 32  # structs and lists in each other; parquet's own go eight deep
-_DELTA_BYTE_ARRAY = 7
+_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY = 6, 7
 
 
 class Chunk(NamedTuple):
@@ -42,7 +42,17 @@ class Page(NamedTuple):
 
     unfolded: int  # bytes
     values: int  # with nulls; 0 of a dictionary's page
-    deltas: bool  # each of its texts may repeat all of those before it
+    encoding: int | None  # of its values, by number
+
+    @property
+    def deltas(self) -> bool:
+        """Whether each of its texts may repeat all of those before it."""
+        return self.encoding == _DELTA_BYTE_ARRAY
+
+    @property
+    def into_dictionary(self) -> bool:
+        """Whether Arrow can read its texts as a dictionary."""
+        return self.encoding not in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY)
 
 
 def row_groups(data: memoryview) -> list[RowGroup]:
@@ -59,7 +69,7 @@ def row_groups(data: memoryview) -> list[RowGroup]:
 
 def _chunk(fields: Mapping[int, Any]) -> Chunk:
     size, start, dictionary = (_count(fields.get(number, 0)) for number in _CHUNK)
-    return Chunk(min(start, dictionary or start), size)
+    return Chunk(min(filter(None, (start, dictionary)), default=0), size)  # without rows there is no data page
 
 
 def parquet_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
@@ -71,8 +81,8 @@ def parquet_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
             fields = header.struct(_PAGE)
             unfolded, packed = (_count(fields.get(number)) for number in (2, 3))
             first, second = fields.get(5, {}), fields.get(8, {})  # of a data page, of the first or second version
-            values, deltas = _count((first or second).get(1, 0)), _DELTA_BYTE_ARRAY in (first.get(2), second.get(4))
-        yield Page(unfolded, values, deltas)
+            values, encoding = _count((first or second).get(1, 0)), first.get(2, second.get(4))
+        yield Page(unfolded, values, encoding)
         place = header.place + packed
 
 

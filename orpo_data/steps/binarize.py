@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from orpo_data.schema import PAIRS, pair_id, pair_ids
 from orpo_data.sources.columns import Ints, Turns, to_arrow
-from orpo_data.steps.draws import draw
+from orpo_data.steps.draws import Seed, draw
 from orpo_data.steps.picks import ROUNDING, Answers, Floats, picks
 from orpo_data.steps.ratings import (
     FIGURES,
@@ -85,7 +85,7 @@ class Binarize(Step):
         description="Each answer's hidden system prompt stays in its column. `chosen` also makes that of the chosen "
         "answer the system message, though the rejected one never saw it; `shared` only where both saw the same.",
     )
-    seed: int = Field(default=42, description="Seed of the draw; each row draws from (seed, row id).")
+    seed: Seed = Field(default=42, description="Seed of the draw; each row draws from (seed, row id).")
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:

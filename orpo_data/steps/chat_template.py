@@ -40,7 +40,7 @@ class ChatTemplate(Step):
     """
 
     name: ClassVar[str] = "chat_template"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     chat: ChatField = Field(description="Tokenizer and template.")
     control_text: ControlText = Field(default="drop", description="What becomes of text that would be control.")

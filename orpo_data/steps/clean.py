@@ -25,7 +25,7 @@ class Clean(Step):
     """
 
     name: ClassVar[str] = "clean"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     empty_turn: structure.EmptyTurn = structure.EmptyTurn()
     ends_with_human: structure.EndsWithHuman = structure.EndsWithHuman()

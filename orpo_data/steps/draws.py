@@ -1,12 +1,16 @@
 """Random draws that belong to a row, not to its place: the same row draws the same number everywhere."""
 
 import hashlib
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
 from orpo_data.hashing import number_hashes
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # as a manifest can have it
 
 
 def draw_text(seed: int, *key: str) -> str:

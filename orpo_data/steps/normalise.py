@@ -33,7 +33,7 @@ class Normalise(Step):
     """Invisible characters removed, one newline, one Unicode form; broken encodings and personal data when asked."""
 
     name: ClassVar[str] = "normalise"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     control_characters: bool = Field(
         default=True, description="Turn CRLF into LF and remove invisible characters other than newline and tab."

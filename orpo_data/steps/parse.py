@@ -28,7 +28,7 @@ class Parse(Step):
     """Reads each record by the rules of its upstream; a record that does not follow them is dropped as unparsable."""
 
     name: ClassVar[str] = "parse"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     dataset: Literal["ultrafeedback", "hh-rlhf", "pairs"] = Field(description="The upstream format.")
     columns: dict[str, str] = Field(

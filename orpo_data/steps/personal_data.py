@@ -67,7 +67,7 @@ def _public_address(text: str) -> bool:
     return address.is_global and (address.version == 4 or address in ipaddress.IPv6Network("2000::/3"))
 
 
-TOLL_FREE = re.compile(r"\+?1?8(?:00|88|77|66|55|44|33)")
+TOLL_FREE = re.compile(r"(?:\+?1)?8(?:00|88|77|66|55|44|33)|\+800")  # +855 is Cambodia
 
 
 def _subscriber(text: str) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from orpo_data.errors import OrpoError
-from orpo_data.steps.draws import draws, uniforms
+from orpo_data.steps.draws import Seed, draws, uniforms
 from orpo_data.steps.notes import all_notes, for_parts, values
 from orpo_data.steps.step import GlobalStep, Judgement, Step, StepOutput, divide
 
@@ -24,7 +24,7 @@ class Sample(Step):
     version: ClassVar[int] = 2
 
     share: float = Field(gt=0, le=1, description="Share of the rows that is kept.")
-    seed: int = Field(default=42, description="Seed of the draws.")
+    seed: Seed = Field(default=42, description="Seed of the draws.")
 
     def apply(self, table: pa.Table) -> StepOutput:
         return _keep(table, pa.array(uniforms(self.seed, "sample", pl.Series(table["id"])) < self.share))
@@ -37,7 +37,7 @@ class Take(GlobalStep):
     version: ClassVar[int] = 2
 
     count: int = Field(ge=1, description="Number of rows that are kept.")
-    seed: int = Field(default=42, description="Seed of the draws.")
+    seed: Seed = Field(default=42, description="Seed of the draws.")
     source: str = Field(description="Name of the source, for messages.")
 
     def note(self, table: pa.Table) -> pa.Table:

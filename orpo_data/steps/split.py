@@ -20,7 +20,7 @@ from pydantic import Field
 
 from orpo_data.hashing import leading_bits
 from orpo_data.steps.alike import Sketches, across
-from orpo_data.steps.draws import uniforms
+from orpo_data.steps.draws import Seed, uniforms
 from orpo_data.steps.minhash import sketches
 from orpo_data.steps.near import keys_of, word_tokens
 from orpo_data.steps.notes import (
@@ -75,7 +75,7 @@ class Split(GlobalStep):
         le=1,
         description="Jaccard similarity of word 3-grams from which train has seen a held-out prompt.",
     )
-    seed: int = Field(default=42, description="Seed of the draw, one for each opening turn.")
+    seed: Seed = Field(default=42, description="Seed of the draw, one for each opening turn.")
 
     def note(self, table: pa.Table) -> pa.Table:
         """The side drawn for each row, hashes of its opening and its prompt, and a sketch of the prompt."""

@@ -58,6 +58,15 @@ def test_a_data_file_that_is_a_link_out_of_its_folder(tmp_path: Path) -> None:
     assert [file.name for file in find_files(str(tmp_path / "named"))] == ["b.jsonl", "c.jsonl"]
 
 
+def test_a_data_folder_that_is_a_link_out_of_its_folder(tmp_path: Path) -> None:
+    for folder in ("data", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").write_text("{}\n")
+    (tmp_path / "data/more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OrpoError, match=r"data/more: is a link out of its folder, to .*elsewhere"):
+        find_files(str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize("pattern", ["../*.jsonl", "/etc/*", "**/../../*.jsonl"])
 def test_a_pattern_that_climbs_out_finds_nothing(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "data").mkdir()

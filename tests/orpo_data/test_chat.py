@@ -48,6 +48,19 @@ def test_the_tokenizers_own_template(chat_tokenizer_dir: Path) -> None:
     assert chat.end_of_turn_id == chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
+def test_of_several_templates_the_default_one(chat_tokenizer_dir: Path, tmp_path: Path) -> None:
+    chat = Chat.load(str(chat_tokenizer_dir))
+    for folder, names in (("with", ["tool_use", "default"]), ("without", ["tool_use", "rag"])):
+        several = Chat.load(str(chat_tokenizer_dir)).tokenizer
+        several.chat_template = {name: find_template("hh") for name in names} | (
+            {"default": chat.template} if "default" in names else {}
+        )
+        several.save_pretrained(tmp_path / folder)
+    assert Chat.load(str(tmp_path / "with")).template == chat.template
+    with pytest.raises(UsageError, match=r"no chat template called default, only .*; set tokenize\.chat_template"):
+        Chat.load(str(tmp_path / "without"))
+
+
 @pytest.fixture(scope="module")
 def prefixing_tokenizer_dir(chat_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """It puts a space before the first word of a text."""

@@ -90,6 +90,15 @@ def test_files_put_into_our_folder_are_not_deleted(anywhere: Path, write: Callab
     assert contents(anywhere) == before
 
 
+def test_a_folder_that_is_a_link_is_refused_before_the_work(tmp_path: Path, write: Callable[..., Any]) -> None:
+    """The new folder would take the link's place, and lie on the disk that the link was to spare."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large")
+    with pytest.raises(OrpoError, match="is a link or a mount point"):
+        write(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path, write: Callable[..., Any]) -> None:
     (tmp_path / "out").mkdir()
     write(tmp_path / "out")

@@ -52,6 +52,20 @@ def test_an_unchanged_run_touches_nothing(
     assert [report.content_hash for report in reports] == list(content_hashes(prepared).values())
 
 
+def test_a_stage_made_again_with_other_bytes_runs_what_read_it(
+    tmp_path: Path, prepared: Path, make_recipe: Callable[..., Recipe], raw_data: Path
+) -> None:
+    """A renamed file alone changes nothing, but its name is in the rows once they are read again."""
+    shutil.copytree(prepared, tmp_path / "run")
+    shutil.copytree(raw_data, tmp_path / "raw")
+    (tmp_path / "raw/hh/train.jsonl").rename(tmp_path / "raw/hh/renamed.jsonl")
+    shutil.rmtree(tmp_path / "run/ingest")
+    recipe = make_recipe(raw=tmp_path / "raw")
+    assert {"ingest", "binarize", "clean", "split"} <= {*ran(prepare(recipe, tmp_path / "run"))}
+    prepare(recipe, tmp_path / "full")
+    assert content_hashes(tmp_path / "run") == content_hashes(tmp_path / "full")
+
+
 @pytest.mark.parametrize(
     ("override", "stages_run", "why"),
     [

@@ -4,13 +4,16 @@ import json
 import pickle
 import shutil
 import time
+from datetime import date
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoTokenizer
 
+from orpo_data import tokenizer_files
 from orpo_data.chat import Chat, find_template
 from orpo_data.errors import OrpoError
 from orpo_data.tokenizer_files import model_of, tokenizer_fingerprint, tokenizer_folder
@@ -50,6 +53,16 @@ def test_what_does_not_leaves_it(folder: Path, tmp_path: Path) -> None:
     (folder / "README.md").write_text("a model")
     assert tokenizer_fingerprint(folder) == before
     assert tokenizer_fingerprint(Path(shutil.copytree(folder, tmp_path / "elsewhere"))) == before
+
+
+def test_where_the_template_writes_the_day_it_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or rows of two days would stand in one dataset."""
+    found = {}
+    for day in (1, 2):
+        monkeypatch.setattr(tokenizer_files, "date", Mock(today=lambda day=day: date(2026, 1, day)))
+        found[day] = [tokenizer_fingerprint(folder, text) for text in (None, "{{ strftime_now('%d') }}")]
+    assert found[1][0] == found[2][0]
+    assert found[1][1] != found[2][1]
 
 
 def test_another_template_stands_in_for_the_tokenizers_own(folder: Path) -> None:

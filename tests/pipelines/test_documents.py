@@ -106,6 +106,12 @@ def test_what_yaml_makes_nothing_of_is_one_line(tmp_path, text):
         apply_override({}, f"x.y={text}")
 
 
+def test_booleans_are_true_and_false_alone(tmp_path):
+    (tmp_path / "r.yaml").write_text("dedup: {on: prompt, exact: true}\nclean: {ties: off, too_long: no}\n")
+    document = read_document(tmp_path / "r.yaml")
+    assert document == {"dedup": {"on": "prompt", "exact": True}, "clean": {"ties": "off", "too_long": "no"}}
+
+
 def test_aliases_are_written_out(tmp_path):
     (tmp_path / "top.yaml").write_text("a: &a {b: 1}\nc: [*a, *a]\nd: {<<: *a, e: 2}")
     assert read_document(tmp_path / "top.yaml") == {"a": {"b": 1}, "c": [{"b": 1}] * 2, "d": {"b": 1, "e": 2}}

@@ -161,6 +161,7 @@ def test_missing_nested_key_is_named():
         ("train.learning_rate=-1", "train.learning_rate", "-1"),
         ("split.eval_fraction=2", "split.eval_fraction", "2"),
         ("split=5", "split", "5"),
+        ("split.seed=9223372036854775808", "split.seed", "9223372036854775808"),
         ("name=", "name", "None"),
     ],
 )

@@ -32,7 +32,7 @@ class Rule(BaseModel, ABC):
     @model_validator(mode="before")
     @classmethod
     def _bare_action(cls, value: Any) -> Any:
-        """Also where YAML has read `off` as the boolean false."""
+        """And false is short for off."""
         if isinstance(value, Rule):
             return value
         settings = value if isinstance(value, dict) else {"action": value}

@@ -5,6 +5,7 @@ import hashlib
 import pickle
 import shutil
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import fsspec
@@ -86,6 +87,13 @@ def test_excluded_names_are_left_out_even_if_asked_for(tree):
     for path in (f"{tree}/*/*.jsonl", f"{tree}/{RED_TEAM}", f"{tree}/red-team-attempts"):
         with pytest.raises(OrpoError, match=r"red_team_attempts\.jsonl is left out for this dataset"):
             find_files(path, exclude=exclude)
+
+
+def test_a_compressed_file_that_is_not_read_is_told(tmp_path, caplog):
+    for name in ("a.jsonl", "b.jsonl.zst", "c.parquet.gz", "d.jsonl.sha256", ".e.jsonl.zst"):
+        (tmp_path / name).write_text("{}\n")
+    assert [file.name for file in find_files(str(tmp_path))] == ["a.jsonl"]
+    assert [record.args[0].name for record in caplog.records] == ["b.jsonl.zst", "c.parquet.gz"]
 
 
 def test_single_file(tree):
@@ -308,6 +316,12 @@ def test_json_array_over_several_lines(tmp_path):
     assert read(path) == [(0, '{"a": 1}'), (1, "2"), (2, '"é"')]
 
 
+def test_json_that_is_neither_an_array_nor_lines(tmp_path):
+    (tmp_path / "a.json").write_text('{\n  "data": []\n}\n')
+    with pytest.raises(OrpoError, match="neither an array nor JSON lines"):
+        read(tmp_path / "a.json")
+
+
 def test_json_that_is_json_lines(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b'\n{"a": 1}\n{broken\n')
@@ -330,10 +344,21 @@ def arrow(path: Path, table: pa.Table, opener=pa.ipc.new_stream) -> Path:
     return path
 
 
-def test_columns_that_json_has_no_form_for_become_text(tmp_path):
-    table = pa.table({"b": pa.array([b"x"]), "d": pa.array([date(2024, 1, 2)]), "f": [float("nan")], "n": [None]})
+def test_columns_that_json_has_no_form_for_say_what_they_mean(tmp_path):
+    """Bytes are text that nobody called so, decimals are numbers; bytes that are no text cost their row."""
+    table = pa.table(
+        {
+            "b": pa.array(["é".encode(), b"\xff"]),
+            "d": pa.array([date(2024, 1, 2)] * 2),
+            "f": [float("nan")] * 2,
+            "n": [None] * 2,
+            "s": pa.array([Decimal("4.5")] * 2),
+        }
+    )
     pq.write_table(table, tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet") == [(0, '{"b":"b\'x\'","d":"2024-01-02","f":null,"n":null}')]
+    (_, first), (_, second) = read(tmp_path / "a.parquet")
+    assert first == '{"b":"é","d":"2024-01-02","f":null,"n":null,"s":4.5}'
+    assert second.startswith("not to be written as JSON: 'utf-8' codec can't decode byte 0xff")
 
 
 PLAIN = st.fixed_dictionaries(

@@ -157,6 +157,11 @@ def test_columns_by_other_names():
         (STRINGS | {"chosen": [{"role": 1, "content": "x"}]}, Unparsable, "chosen[0].role is a number, not a string"),
         (STRINGS | {"chosen": [{"role": "user"}]}, Unparsable, "chosen[0].content is null, not a string"),
         (STRINGS | {"chosen": [{"from": "gpt", "value": []}]}, Unparsable, "chosen[0].value is a list, not a string"),
+        (
+            STRINGS | {"chosen": [YES | {"tool_calls": [{}]}]},
+            Unparsable,
+            "chosen[0] has 'tool_calls', which would be lost",
+        ),
         (STRINGS | {"score_chosen": "5"}, Unparsable, "column 'score_chosen' is a string, not a number"),
         (STRINGS | {"score_chosen": 10**400}, Unparsable, "column 'score_chosen' is 1000"),
         (STRINGS | {"score_chosen": float("nan")}, Unparsable, "column 'score_chosen' is nan, too large for a score"),

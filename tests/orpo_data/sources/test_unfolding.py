@@ -1,3 +1,4 @@
+import json
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,25 @@ def test_texts_that_repeat_those_before_them_are_seen(tmp_path, version):
     encoding = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
     pq.write_table(TABLE.select(["text"]), tmp_path / "t.parquet", data_page_version=version, **encoding)
     assert all(page.deltas for _, pages in chunks(tmp_path / "t.parquet") for page in pages)
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_that_arrow_makes_no_dictionary_of_are_read(tmp_path, encoding):
+    table = TABLE.select(["text", "turns"]).slice(0, 40)
+    forms = {"text": encoding, "turns.list.element.content": encoding}
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, column_encoding=forms, row_group_size=30)
+    tables = read_records(RawFile("t.parquet", tmp_path / "t.parquet"), "pairs")
+    records = [json.loads(record) for rows in tables for record in rows["record"].to_pylist()]
+    assert records == table.to_pylist()
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_row_group_without_rows_is_none(tmp_path, dictionary):
+    with pq.ParquetWriter(tmp_path / "t.parquet", TABLE.schema, use_dictionary=dictionary) as writer:
+        for rows in (0, 2, 0, 3):
+            writer.write_table(TABLE.slice(0, rows))
+    tables = list(read_records(RawFile("t.parquet", tmp_path / "t.parquet"), "pairs"))
+    assert sum(map(len, tables)) == 5
 
 
 def varint(value: int, length: int) -> bytes:

@@ -94,12 +94,23 @@ def test_a_template_that_writes_nothing_of_a_message_costs_the_row(
     assert dropped["detail"] == "rejected: the template leaves nothing of an answer"
 
 
-def test_a_template_that_changes_its_prompt_stops_the_stage(
-    plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any]
-) -> None:
-    chat = own(tmp_path, plain_tokenizer_dir, "{{ messages|length }}" + find_template("hh"))
+def test_a_template_that_changes_its_prompt_is_refused(plain_tokenizer_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(OrpoError, match="does not keep the rendered prompt as a prefix"):
-        apply(chat, make_pair())
+        own(tmp_path, plain_tokenizer_dir, "{{ messages|length }}" + find_template("hh"))
+
+
+def test_one_that_changes_some_prompts_costs_their_rows(
+    plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any], turns: Callable[..., Any]
+) -> None:
+    """As Mistral's, which writes the system message only before the last turn if that is the user's."""
+    count = "{% if messages[0].role == 'system' %}{{ messages|length }}{% endif %}"
+    chat = own(tmp_path, plain_tokenizer_dir, count + find_template("hh"))
+    system = make_pair([{"role": "system", "content": "Be brief."}, *turns("A")])
+    out = apply(chat, make_pair(), system)
+    assert len(out.kept) == 1
+    (dropped,) = out.dropped.to_pylist()
+    assert dropped["reason"] == "refused_by_template"
+    assert "does not keep the rendered prompt as a prefix" in dropped["detail"]
 
 
 def test_a_template_that_strips(plain_tokenizer_dir: Path, tmp_path: Path, make_pair: Callable[..., Any]) -> None:

@@ -319,6 +319,8 @@ def test_records_read_together_are_read_as_each_by_itself(records: tuple[str, li
         {"chosen": [{"role": 1, "content": "a"}]},
         {"chosen": [{"from": "human", "value": "a", "role": None}]},
         {"chosen": {"role": "user", "content": "a"}},
+        *({"chosen": [{"role": "user", "content": "a", "tool_calls": calls}]} for calls in (None, [], [{"id": "x"}])),
+        {"chosen": [{"role": "user", "content": "a", "function_call": {"name": "f"}}]},
     ],
 )
 @pytest.mark.parametrize("times", [1, 3])
