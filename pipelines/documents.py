@@ -96,7 +96,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _plain_values(text: str) -> Any:
     """What a YAML text says; ValueError where it says nothing, or too much."""
     try:
-        values = yaml.load(text, _Yaml)
+        values = _Yaml(text).get_single_data()
     except YAML_ERRORS as error:
         raise ValueError(str(error)) from None
     if _count_values(values, {}) > MOST_VALUES:

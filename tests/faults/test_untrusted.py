@@ -187,14 +187,17 @@ def test_yaml_makes_plain_values_only(
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads"}
 FORBIDDEN |= {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "marshal.loads", "joblib.load"}
+UNSAFE_LOADERS = {"yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "yaml.CLoader"}
 
 
 def test_nothing_in_the_packages_runs_text_or_a_shell() -> None:
-    """Every call in every file, by name; a subprocess takes a list, never a shell."""
+    """Every call in every file, by name; a subprocess takes a list, never a shell, and YAML a safe loader."""
     seen = 0
     for package in ("orpo_data", "orpo_train", "pipelines", "flows"):
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Attribute):
+                    assert ast.unparse(node) not in UNSAFE_LOADERS, f"{file}:{node.lineno}"
                 if isinstance(node, ast.Call):
                     seen += 1
                     assert ast.unparse(node.func) not in FORBIDDEN, f"{file}:{node.lineno}"
