@@ -5,7 +5,7 @@ like any other; a `PeftModel` around it would not be.
 """
 
 import logging
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.extras import require_package
 from orpo_train.checkpoint import set_weights
 from orpo_train.config import LoraConfig, TrainConfig
 from orpo_train.model import load_model
@@ -22,7 +23,7 @@ from orpo_train.reward import load_reward_model
 def load_base(config: TrainConfig) -> Any:
     """The model that a run starts from, in fp32; with `lora.quantize` its linear layers in 4 bits, on the accelerator.
 
-    Raises OrpoError when it cannot be loaded, or when `lora` needs a package that is not installed.
+    Raises OrpoError when it cannot be loaded, UsageError when `lora` needs a package that is not installed.
     """
     if config.lora is not None:
         _check_installed(config.lora)
@@ -32,17 +33,20 @@ def load_base(config: TrainConfig) -> Any:
 
 def _load(config: TrainConfig) -> Any:
     """With the head that the objective needs; a new one is drawn from the run's seed, the same in every process."""
-    if not config.scalar_head:
-        return load_model(config.model, config.revision, trust_remote_code=config.trust_remote_code)
-    torch.manual_seed(config.seed)
-    return load_reward_model(config.model, config.revision, trust_remote_code=config.trust_remote_code, new_head=True)
+    if config.scalar_head:
+        torch.manual_seed(config.seed)
+    load = partial(load_reward_model, new_head=True) if config.scalar_head else load_model
+    model = load(config.model, config.revision, trust_remote_code=config.trust_remote_code)
+    if any(weight.dtype != torch.float32 for weight in model.parameters()):
+        raise OrpoError(f"train.model: {config.model!r} holds quantized weights; name the model that it was made of")
+    return model
 
 
 def attach_lora(model: Any, lora: LoraConfig) -> Any:
     """The same model with fp32 adapters that change nothing yet (B = 0); all its own weights are frozen, but for a
     scalar head.
 
-    Raises UsageError if `lora.modules` names the output head or no linear layer.
+    Raises UsageError if `lora.modules` names the output head or no linear layer, or where peft cannot adapt them so.
     """
     import peft
     from transformers.pytorch_utils import Conv1D
@@ -55,7 +59,10 @@ def attach_lora(model: Any, lora: LoraConfig) -> Any:
         target_modules=names,
         fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),  # GPT-2 stores its matrices transposed
     )
-    adapted = peft.inject_adapter_in_model(settings, model)
+    try:
+        adapted = peft.inject_adapter_in_model(settings, model)
+    except ValueError as error:  # fused experts take no dropout, for example
+        raise UsageError(f"train.lora: {error}") from None
     if model.get_output_embeddings() is None:  # a scalar head is new, nothing is known by it yet
         model.score.requires_grad_(True)
     return adapted
@@ -74,7 +81,7 @@ def merge_lora(adapters: dict[str, Tensor], config: TrainConfig) -> Any:
     assert config.lora is not None
     model = attach_lora(_load(config), config.lora)
     set_weights(model, adapters, Path(config.model))
-    for name, layer in list(model.named_modules()):
+    for name, layer in reversed(list(model.named_modules())):  # of fused experts one lies in another
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
             model.set_submodule(name, layer.get_base_layer())
@@ -146,7 +153,6 @@ def _ending(names: list[str], wanted: str) -> list[str]:
 def _check_installed(lora: LoraConfig) -> None:
     extra, packages = ("qlora", ("peft", "bitsandbytes")) if lora.quantize else ("lora", ("peft",))
     for package in packages:
-        if find_spec(package) is None:
-            raise OrpoError(f"train.lora needs {package}: pip install 'orpo-pipeline[{extra}]'")
+        require_package(package, extra, "train.lora")
     # on some CPUs it asks for a package that fetches kernels from the hub; nothing here runs them
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ from orpo_train.model import (
     SequenceScorer,
     check_fits,
     choose_layout,
+    evaluating,
     load_model,
 )
 from orpo_train.objectives import log_odds
@@ -58,9 +59,7 @@ def forward_passes(
     All processes do equally many passes; one of weight 0 only keeps step with the others.
     """
     device = next(scorer.parameters()).device
-    training = scorer.training
-    scorer.eval()
-    try:
+    with evaluating(scorer):
         for start in range(0, len(pairs), PAIRS_PER_PLAN):
             plan = pairs[start : start + PAIRS_PER_PLAN]
             passes = micro_batches(data, plan, sides, limits, packed=scorer.layout != PLAIN, multiple=world)
@@ -69,8 +68,6 @@ def forward_passes(
                 with torch.no_grad():
                     values = scorer(batch)
                 yield micro, batch, values
-    finally:
-        scorer.train(training)
 
 
 def score_pairs(

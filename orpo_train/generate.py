@@ -15,6 +15,7 @@ from torch import Tensor
 from orpo_data.errors import OrpoError
 from orpo_train.attention import own_attention
 from orpo_train.config import Sampling
+from orpo_train.model import evaluating
 
 Prompts = Sequence[Sequence[int]]
 BATCH_TOKENS = 2**14
@@ -39,15 +40,10 @@ def generate(
     """
     room = [_room(model, number, prompt, sampling) for number, prompt in enumerate(prompts)]
     answers: dict[int, list[int]] = {}
-    training = model.training
-    model.eval()
-    try:
-        with own_attention(model):
-            for batch in _batches([len(p) + new for p, new in zip(prompts, room, strict=True)], batch_tokens):
-                drawn = _answer(model, [prompts[i] for i in batch], [room[i] for i in batch], sampling, ends)
-                answers |= zip(batch, drawn, strict=True)
-    finally:
-        model.train(training)
+    with evaluating(model), own_attention(model):
+        for batch in _batches([len(p) + new for p, new in zip(prompts, room, strict=True)], batch_tokens):
+            drawn = _answer(model, [prompts[i] for i in batch], [room[i] for i in batch], sampling, ends)
+            answers |= zip(batch, drawn, strict=True)
     return [answers[number] for number in range(len(prompts))]
 
 
@@ -86,13 +82,15 @@ def _answer(
     ids, mask = _left_padded(prompts, next(model.parameters()).device)  # [B, T]
     streams = [_stream(sampling.seed, prompt, ids.device) for prompt in prompts]
     rows, open_rows = list(range(len(prompts))), set(range(len(prompts)))
+    limit = getattr(model.config, "max_position_embeddings", None)
+    last = limit and limit - 1
     cache: Any = None
     while open_rows:
         if 2 * len(open_rows) <= len(rows):
             kept = torch.tensor([place for place, row in enumerate(rows) if row in open_rows], device=ids.device)
             rows, ids, mask = sorted(open_rows), ids[kept], mask[kept]
             cache.batch_select_indices(kept)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        positions = (mask.cumsum(1) - 1).clamp(0, last)[:, -ids.shape[1] :]  # rows that have ended may be past it
         output = model(
             input_ids=ids,
             attention_mask=mask,
@@ -101,7 +99,9 @@ def _answer(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            raise OrpoError(f"generating: {type(model).__name__} keeps no keys and values of what it has read")
         tokens = choose(output.logits[:, -1].float(), [streams[row] for row in rows], sampling)  # [B]
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if row in open_rows:

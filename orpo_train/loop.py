@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError
 from orpo_train.adapters import merge_lora
@@ -165,7 +165,12 @@ def export_model(run: Run, weights: dict[str, Tensor], work_dir: Path) -> None:
     if run.config.lora:
         merge_lora(weights, run.config).save_pretrained(work_dir)
     else:
-        run.model.save_pretrained(work_dir, state_dict=weights)
+        run.model.save_pretrained(work_dir, state_dict=saved_buffers(run.model) | weights)
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What a model's files hold beside its weights: the biases of an expert router, for example."""
+    return {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """A causal language model as something that scores pairs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -150,7 +152,7 @@ def rounded_up(batch: Batch) -> Batch:
         return batch
     return replace(
         batch,
-        input_ids=pad(batch.input_ids, (0, extra)),
+        input_ids=torch.cat([batch.input_ids, batch.input_ids[:, :1].expand(-1, extra)], dim=1),  # 0 may embed nothing
         position_ids=pad(batch.position_ids, (0, extra)),
         branches=Branches((*batch.branches.lengths, (extra, 0))),
     )
@@ -216,9 +218,10 @@ def choose_layout(model: Any, data: PairDataset, wanted: str, scorer: type[Score
 
 
 def sample_pairs(data: PairDataset, count: int = 3) -> list[int]:
-    """Pairs of the shorter half: layouts part at an answer's first token already, and long pairs cost time."""
+    """Pairs of the shorter half, where layouts part at an answer's first token already; and the longest, or a window
+    that the model looks through would not be seen."""
     order = np.argsort(data.lengths["chosen"] + data.lengths["rejected"], kind="stable")
-    return sorted({int(order[int(share * (len(order) - 1))]) for share in np.linspace(0.05, 0.3, count)})
+    return sorted({int(order[int(share * (len(order) - 1))]) for share in (*np.linspace(0.05, 0.3, count), 1)})
 
 
 def disagreement(
@@ -242,13 +245,19 @@ def _probe(kind: type[Scorer], model: Any, layout: str, data: PairDataset, pairs
     """What is read of some pairs, [K]: both layouts read it in the same order."""
     assert layout == PLAIN or layout in PACKED_ATTENTION
     trees = grow_trees(data, pairs, SIDES, Limits(data.longest, pairs=1))
+    with evaluating(model), torch.no_grad():
+        scorer = kind(model, layout)
+        values: Tensor = scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))
+    return values
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards the model is in the mode that it was in, whatever happened."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            scorer = kind(model, layout)
-            values: Tensor = scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))
-            return values
+        yield
     finally:
         model.train(training)
 
@@ -266,15 +275,13 @@ def check_head(model: Any, shape: HeadShape) -> None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         raise OrpoError(f"{type(model).__name__}: the output head is a {type(head).__name__}, a plain Linear is needed")
-    training = model.training
-    ids = torch.arange(4, device=head.weight.device)[None] % model.config.vocab_size
-    try:
-        with torch.no_grad():
-            model.eval()
-            ours = shape.logits(head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state))
-            theirs = model(input_ids=ids, use_cache=False).logits
-    finally:
-        model.train(training)
+    ids = torch.arange(4, device=head.weight.device)[None] % len(head.weight)
+    with evaluating(model), torch.no_grad():
+        body = model.base_model(input_ids=ids, use_cache=False)
+        if model.base_model is model or not hasattr(body, "last_hidden_state"):
+            raise OrpoError(f"{type(model).__name__}: has no body of its own, whose hidden states the head would read")
+        ours = shape.logits(head(body.last_hidden_state))
+        theirs = model(input_ids=ids, use_cache=False).logits
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
         raise OrpoError(
             f"{type(model).__name__}: does something between hidden states and logits that is not supported"
@@ -293,4 +300,12 @@ def check_fits(model: Any, data: PairDataset) -> None:
     if limit is not None and data.longest > limit:
         raise OrpoError(
             f"the data has sequences of {data.longest} tokens, the model takes {limit}: lower tokenize.max_length"
+        )
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and original and data.longest > original:
+        log.warning(
+            "%s rotates a whole forward pass by other factors where one sequence has over %d tokens: the loss of short "
+            "pairs will depend on what they are batched with; tokenize.max_length %d avoids it",
+            *(type(model).__name__, original, original),
         )

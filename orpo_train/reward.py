@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError
 from orpo_train.layout import Batch
-from orpo_train.model import PairSums, Scorer, load_pretrained
+from orpo_train.model import PairSums, Scorer, evaluating, load_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,7 @@ def score(model: Any, sequences: Sequence[Sequence[int]], tokens_per_pass: int =
     if limit is not None and lengths.max(initial=0) > limit:
         raise OrpoError(f"a sequence has {lengths.max()} tokens, the reward model takes {limit}")
     scores = torch.empty(len(sequences))
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for places in _passes(lengths, tokens_per_pass):
             ids = nn.utils.rnn.pad_sequence([torch.tensor(list(sequences[i])) for i in places], batch_first=True)
             ends = torch.from_numpy(lengths[places])
@@ -106,7 +104,6 @@ def score(model: Any, sequences: Sequence[Sequence[int]], tokens_per_pass: int =
             body = model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             last = body.last_hidden_state[torch.arange(len(places)), ends - 1]
             scores[torch.from_numpy(places)] = head_scores(model, last).cpu()
-    model.train(training)
     if len(bad := torch.nonzero(~scores.isfinite())):
         raise OrpoError(
             f"the reward model gives sequence {int(bad[0])} the score {float(scores[bad[0]])}, not a number"

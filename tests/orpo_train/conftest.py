@@ -16,6 +16,7 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4MoeConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
@@ -25,6 +26,7 @@ from transformers import (
     PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
@@ -110,6 +112,19 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma2-attention-capped": lambda: _llama_like(Gemma2Config, attn_logit_softcapping=5.0),
     "granite-scaled": lambda: _llama_like(GraniteConfig, logits_scaling=8.0),
     "cohere-scaled": lambda: _llama_like(CohereConfig, logit_scale=0.25),
+    "qwen2-moe-window": lambda: _llama_like(
+        Qwen2MoeConfig,
+        use_sliding_window=True,
+        sliding_window=16,
+        max_window_layers=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+    ),
+    "glm4-moe": lambda: _llama_like(  # the first layer has no experts; a router has biases that are buffers
+        Glm4MoeConfig, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, first_k_dense_replace=1
+    ),
     "bloom": lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from orpo_data.errors import OrpoError, UsageError
+from orpo_train import adapters
 from orpo_train.adapters import attach_lora, load_base, merge_lora
 from orpo_train.checkpoint import trained_weights
 from orpo_train.config import LoraConfig, TrainConfig
@@ -137,6 +139,28 @@ def test_the_merged_model_computes_what_was_trained(kind: str, make_lora: Make, 
     torch.testing.assert_close(logits(merged), trained, rtol=1e-4, atol=1e-3)
 
 
+def test_experts_are_merged_where_some_layers_have_none(make_lora: Make) -> None:
+    """peft then wraps the fused experts twice, one wrapper in the other."""
+    config = make_lora("glm4-moe")
+    model = start(config)
+    fill(model)
+    merged = merge_lora(trained_weights(model), config)
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-3)
+
+
+def test_dropout_that_experts_cannot_have_is_one_line(make_lora: Make) -> None:
+    with pytest.raises(UsageError, match=r"train\.lora: .*dropout"):
+        start(make_lora("glm4-moe", dropout=0.1))
+
+
+def test_quantized_weights_are_no_base(make_config: Make, make_model: Make, tmp_path: Path) -> None:
+    quantized = make_model()
+    quantized.lm_head.weight.data = quantized.lm_head.weight.data.to(torch.bfloat16)
+    with patch.object(adapters, "load_model", return_value=quantized), pytest.raises(OrpoError, match="quantized"):
+        load_base(make_config(model=str(tmp_path)))
+
+
 @KINDS
 @BOTH_BASES
 def test_merged_weights_by_the_formula(kind: str, quantize: str | None, make_lora: Make, take_steps: Make) -> None:
@@ -223,7 +247,8 @@ def test_a_missing_package_names_its_extra(
     package: str, quantize: str | None, extra: str, make_lora: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(OrpoError, match=rf"^train.lora needs {package}: pip install 'orpo-pipeline\[{extra}\]'$"):
+    told = rf"^train\.lora: needs the package {package}: pip install 'orpo-pipeline\[{extra}\]'$"
+    with pytest.raises(UsageError, match=told):
         load_base(make_lora(quantize=quantize))
 
 

@@ -52,6 +52,18 @@ def test_greedy_answers_are_those_of_transformers(make_model: Make, kind: str) -
     assert len({tuple(answer) for answer in expected}) > 2
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_one_that_reaches_the_last_position_does_not_stop_the_others(make_model: Make, kind: str) -> None:
+    """It stays among them until half have ended, and has no position any more."""
+    model = make_model(kind, scale=3.0).eval()
+    prompts = [[5, 6, 7, 8] * 63, *([9, 10 + n] for n in range(3))]
+    answers = generate(model, prompts, Sampling(max_new_tokens=20, temperature=0), set())
+    assert list(map(len, answers)) == [4, 20, 20, 20]
+    assert [generate(model, [prompt], Sampling(max_new_tokens=20, temperature=0), set()) for prompt in prompts] == [
+        [answer] for answer in answers
+    ]
+
+
 @settings(max_examples=15)
 @given(
     order=st.permutations(range(len(PROMPTS))),

@@ -1,6 +1,7 @@
 """The training loop: one loss per global batch, its metrics, its files, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from orpo_data.errors import OrpoError
 from orpo_train import loop
@@ -162,6 +163,22 @@ def test_a_run_leaves_exactly_these_files(run: Make, make_table: Make, tmp_path:
     assert written["metrics"] == report.metrics
     assert written["config"]["lambda"] == 0.1
     assert (written["steps"], written["dataset"]) == (6, "f" * 64)
+
+
+def test_an_export_has_what_the_models_files_hold_beside_weights(
+    run: Make, model_folder: Make, make_table: Make, tmp_path: Path
+) -> None:
+    folder = model_folder("glm4-moe")
+    weights = load_file(folder / "model.safetensors")
+    biases = {name: torch.arange(4.0) for name in weights if "e_score_correction_bias" in name}
+    assert biases
+    own = shutil.copytree(folder, tmp_path / "own")
+    save_file(weights | biases, own / "model.safetensors", {"format": "pt"})
+    report = run("glm4-moe", model=str(own), held_out=make_table(4), max_steps=2, precision="fp32")
+    exported = load_file(tmp_path / "run" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[name], bias) for name, bias in biases.items())
+    assert report.steps == 2
 
 
 def test_the_report_counts_what_was_read(run: Make, make_table: Make) -> None:

@@ -148,9 +148,25 @@ def test_a_backend_that_is_wrong_is_found_out(
     assert "differs by" in caplog.text
 
 
-def test_pairs_of_the_shorter_half_are_probed(make_table: Make) -> None:
+def test_a_window_that_short_pairs_do_not_fill_is_found_out(make_model: Make, make_table: Make) -> None:
+    """This model's window stands in its mask alone, which packed rows do without."""
+    rows = [([5 + n, 6], [7], [8 + n]) for n in range(9)]
+    model = make_model("qwen2-moe-window")
+    assert choose_layout(model, PairDataset(make_table(rows)), "auto") == "sdpa"
+    long = [*range(5, 45)], [7, 9], [8, 10]
+    assert choose_layout(model, PairDataset(make_table([*rows, long])), "auto") == PLAIN
+
+
+def test_what_fills_a_row_has_an_embedding(make_model: Make, make_table: Make) -> None:
+    """Where that of id 0 is zero, and a norm takes its root, its gradient would be NaN."""
+    data = PairDataset(make_table([([5, 6], [7], [8])]))
+    batch = rounded_up(collate_packed(data, [tree_of(data, [0], SIDES)], "response"))
+    assert (batch.input_ids[0, 4:] == 5).all()
+
+
+def test_pairs_of_the_shorter_half_are_probed_and_the_longest(make_table: Make) -> None:
     data = PairDataset(make_table([([1] * n, [2], [3]) for n in range(1, 31)]))
-    assert sample_pairs(data) == [1, 5, 8]
+    assert sample_pairs(data) == [1, 5, 8, 29]
     assert sample_pairs(PairDataset(make_table(1))) == [0]
 
 
@@ -170,6 +186,13 @@ def test_a_wrapped_head_is_refused(make_model: Make) -> None:
     model = make_model("llama")
     model.set_output_embeddings(Adapter(16, 600, bias=False))
     with pytest.raises(OrpoError, match="output head is a Adapter, a plain Linear is needed"):
+        SequenceScorer(model)
+
+
+def test_a_model_without_a_body_of_its_own_is_refused(make_model: Make) -> None:
+    model = make_model()
+    model.base_model_prefix = "nothing"
+    with pytest.raises(OrpoError, match="has no body of its own"):
         SequenceScorer(model)
 
 
@@ -341,6 +364,17 @@ def test_sequences_beyond_the_models_positions_are_refused(make_model: Make, mak
     check_fits(make_model(), PairDataset(make_table([([1] * 200, [2] * 56, [3])])))
     with pytest.raises(OrpoError, match=r"257 tokens, the model takes 256: lower tokenize\.max_length"):
         check_fits(make_model(), PairDataset(make_table([([1] * 200, [2], [3] * 57)])))
+
+
+def test_factors_that_hang_on_the_longest_sequence_are_told(
+    make_model: Make, make_table: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    check_fits(model, PairDataset(make_table([([5] * 20, [6] * 12, [7])])))
+    assert not caplog.records
+    check_fits(model, PairDataset(make_table([([5] * 20, [6] * 13, [7])])))
+    assert "tokenize.max_length 32 avoids it" in caplog.text
 
 
 def test_weights_cut_short_are_one_clear_line(model_folder: Make, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -202,6 +203,14 @@ def test_a_score_that_is_not_a_number_is_one_line(make_model: Make) -> None:
 def test_a_sequence_beyond_the_models_positions_is_one_line(make_model: Make) -> None:
     with pytest.raises(OrpoError, match="a sequence has 300 tokens, the reward model takes 256"):
         score(make_model(scalar_head=True), [[5], [7] * 300])
+
+
+def test_a_pass_that_fails_leaves_the_mode(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(scalar_head=True).train()
+    monkeypatch.setattr(model.base_model, "forward", Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(torch.OutOfMemoryError):
+        score(model, [[5, 6]])
+    assert model.training
 
 
 def test_a_new_head_is_no_news(model_folder: Make, capfd: pytest.CaptureFixture[str]) -> None:
