@@ -13,9 +13,9 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.artifacts import publish_comparison
 from flows.clusters import task_runner
 from flows.pipeline import Report, prepare_data, read_settings, stage_task
-from orpo_data.errors import OrpoError
+from orpo_data.errors import OrpoError, UsageError
 from orpo_data.locking import running
-from orpo_data.places import without_secrets
+from orpo_data.places import is_local, without_secrets
 from pipelines.compare.apart import end_jobs, run_apart
 from pipelines.compare.plan import Job, plan
 from pipelines.recipe import Recipe
@@ -75,10 +75,13 @@ def compare_flow(recipe: str, overrides: list[str] | None = None, output: str | 
 
     Raises:
         ComparisonError, which holds the same, where jobs failed: the page is written all the same.
+        UsageError for an output on a storage.
     """
     from pipelines.compare.page import write_comparison
 
     settings, place = read_settings(recipe, overrides, output)
+    if not is_local(place.root):
+        raise UsageError("compare: trains into folders of this machine; give -o a local one")
     plan(settings, recipe)
     with running(place.root):
         stages = prepare_data(settings, place)

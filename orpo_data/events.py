@@ -60,12 +60,13 @@ class Recorder:
         )
         self._inputs: list[InputDataset] = []
         self._client = _configured_client()
+        self._started = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if error is not None:
+        if error is not None and self._started:  # of several processes one tells of the run
             message = error_message_run.ErrorMessageRunFacet(str(error), "python", producer=PRODUCER)
             self._emit(RunState.FAIL, facets={"errorMessage": message})
 
@@ -74,6 +75,7 @@ class Recorder:
             self._file.write_text("".join(line for line in self._file.open() if line.endswith("\n")))
         self._inputs = [self._input_dataset(item) for item in inputs]
         self._emit(RunState.START)
+        self._started = True
 
     def complete(self, manifest: Manifest, schema: pa.Schema | None = None) -> None:
         """The last event before the commit: what came out, by which steps."""

@@ -125,7 +125,7 @@ def prune(root: Path, keep: int, best_steps: set[int | None]) -> None:
     for old in list_checkpoints(root)[:-keep]:
         _remove(old)
     for folder in root.glob(f"{BEST}-*"):
-        if int(folder.name.split("-")[1]) not in best_steps:
+        if _step_of(folder) not in best_steps:
             _remove(folder)
 
 
@@ -144,7 +144,11 @@ def _remove(folder: Path) -> None:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(folder for folder in root.glob(f"{STEP}-*") if (folder / STATE_NAME).is_file())
+    return sorted((folder for folder in root.glob(f"{STEP}-*") if (folder / STATE_NAME).is_file()), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.split("-")[1])
 
 
 def resume(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: RunIdentity) -> int:

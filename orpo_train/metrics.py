@@ -1,6 +1,7 @@
 """The figures of a step, under the names TRL's users know, and the file they go to."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,18 @@ class MetricsLog:
         return [line for line in self.lines if "loss" in line]
 
     def best(self, until: int | None = None) -> int | None:
-        """The step with the lowest evaluation loss, the first of equals; None before any evaluation."""
-        lines = [line for line in self.evaluations if until is None or line["step"] <= until]
+        """The step with the lowest evaluation loss, the first of equals; None before any that is finite."""
+        lines = [
+            line
+            for line in self.evaluations
+            if math.isfinite(line["eval/loss"]) and (until is None or line["step"] <= until)
+        ]
         return min(lines, key=lambda line: line["eval/loss"])["step"] if lines else None
 
     def evaluations_without_gain(self) -> int:
-        """Evaluations since the best one."""
-        best = self.best()
-        return sum(line["step"] > best for line in self.evaluations) if best is not None else 0
+        """Evaluations since the best one; since the first where none is finite."""
+        best, evaluations = self.best(), self.evaluations
+        return sum(line["step"] > best for line in evaluations) if best is not None else len(evaluations[1:])
 
     def last(self, step: int | None = None) -> dict[str, float]:
         """The newest training line and evaluation in one, those up to `step` if given."""

@@ -110,7 +110,7 @@ def set_up_ppo(config: TrainConfig, train_table: pa.Table, eval_table: pa.Table 
     run = set_up(config, one_of_each_prompt(train_table), eval_table, work_dir, PolicyScorer)
     if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise OrpoError("objective ppo draws answers from a whole model: launch it with orpo_train/launch/ddp.yaml")
-    longest = int(run.data.prompt_lengths.max())
+    longest = max(int(data.prompt_lengths.max()) for data in (run.data, run.held_out) if data)
     if longest + config.ppo.max_new_tokens > config.micro_batch_tokens:
         raise OrpoError(
             f"a prompt has {longest} tokens, with ppo.max_new_tokens ({config.ppo.max_new_tokens}) more than a forward "
@@ -279,6 +279,7 @@ def lesson_of(answers: Answers, kl_weight: float, ppo: PpoConfig) -> Lesson:
         *(torch.split(row.cpu(), cuts) for row in (token_rewards(answers, kl_weight), answers.values)), strict=True
     )
     advantages = torch.cat([gae(rewards, values, ppo.gamma, ppo.gae_lambda) for rewards, values in each])
+    advantages = advantages.to(answers.values.device)
     return Lesson(answers, whitened(advantages), advantages + answers.values)
 
 

@@ -61,7 +61,7 @@ def _records(file: Path, text: str) -> list[Any]:
     except ValueError as error:
         raise OrpoError(f"{file}: no JSON: {error}") from None
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # a text may hold what else splitlines() cuts at
         try:
             records += [json.loads(line)] if line.strip() else []
         except ValueError as error:

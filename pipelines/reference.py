@@ -11,6 +11,7 @@ from pydantic import Field
 from orpo_data.batches import batches_of
 from orpo_data.branch import Branch
 from orpo_data.errors import OrpoError, UsageError
+from orpo_data.locking import writing
 from orpo_data.manifest import Input, digest, read_manifest
 from orpo_data.parts import ShardPart
 from orpo_data.schema import DROPPED, REFERENCED, TOKEN_IDS, TOKENIZED, no_rows
@@ -76,7 +77,7 @@ def reference(inputs: Path, recipe: Recipe, output: Path, progress: Progress = q
     """TOKENIZED to REFERENCED, split by split, by the model that the recipe's training starts from.
 
     Raises UsageError when the recipe's objective needs no reference, OrpoError when the model cannot be had or has
-    another tokenizer than the dataset.
+    another tokenizer than the dataset, or if another run writes there.
     """
     config = recipe.train
     if config is None or not config.needs_reference:
@@ -100,14 +101,15 @@ def reference(inputs: Path, recipe: Recipe, output: Path, progress: Progress = q
         parts=parts,
         steps=[step],
     )
-    return run_stage(
-        "reference",
-        output,
-        REFERENCED,
-        [branch],
-        splits=data.splits,
-        recipe=data.recipe | {"train": recipe.resolved()["train"]},
-        job=recipe.name,
-        batch_rows=BATCH_ROWS,
-        progress=lambda rows: progress("reference", rows),
-    )
+    with writing(output):
+        return run_stage(
+            "reference",
+            output,
+            REFERENCED,
+            [branch],
+            splits=data.splits,
+            recipe=data.recipe | {"train": recipe.resolved()["train"]},
+            job=recipe.name,
+            batch_rows=BATCH_ROWS,
+            progress=lambda rows: progress("reference", rows),
+        )

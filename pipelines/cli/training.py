@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from orpo_data.errors import UsageError
 from orpo_data.places import as_path
 from pipelines.cli.app import JsonOption, OutputOption, SetOption, print_json
 
@@ -42,6 +43,8 @@ def train(
     """Train on a tokenized dataset; a run, or a sweep of runs, that was interrupted goes on where it was."""
     from pipelines.jobs import sweep_jobs, training_job
 
+    if dry_run and sweeps:
+        raise UsageError("--dry-run: is for one run, not for a --sweep; give its values with --set")
     asked = (recipe, dataset, model, output, overrides or [])
     if dry_run:
         _dry_run(training_job(*asked), processes, as_json)

@@ -102,3 +102,12 @@ def test_a_wrong_section_is_told_before_anything_runs(recipe_file, tmp_path):
     with pytest.raises(UsageError, match="has no `compare` section"):
         compare_flow(recipe_file("train={model: base}"), output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_storage_is_told_before_anything_runs(recipe_file, memory):
+    """Its jobs train into local folders."""
+    from flows.compare import compare_flow
+
+    with pytest.raises(UsageError, match="compare: trains into folders of this machine; give -o a local one"):
+        compare_flow(recipe_file(*COMPARE), output=str(memory))
+    assert not memory.exists()

@@ -142,6 +142,12 @@ def test_a_failure_is_reported_there(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_another_process_tells_of_fails_without_an_event(tmp_path: Path) -> None:
+    with pytest.raises(OrpoError), Recorder("job", "train", tmp_path, tmp_path / "out"):
+        raise OrpoError("this process only computes")
+    assert not (tmp_path / EVENTS_NAME).exists()
+
+
 def test_a_server_that_does_not_answer_costs_a_warning(
     tmp_path: Path,
     prepared: Path,

@@ -230,6 +230,12 @@ def test_the_latest_are_kept(trained: Make, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best-000002", "step-000004", "step-000010"]
 
 
+def test_the_newest_is_the_one_of_most_steps(trained: Make, tmp_path: Path) -> None:
+    for step in (1_000_000, 999_999):
+        _saved(tmp_path, step, *trained(1))
+    assert resume(tmp_path, *trained(0), IDENTITY) == 1_000_000
+
+
 def test_a_half_written_checkpoint_is_none(trained: Make, tmp_path: Path) -> None:
     whole = _saved(tmp_path, 2, *trained(2))
     shutil.copytree(whole, tmp_path / ".step-000004.partial")

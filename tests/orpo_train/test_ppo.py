@@ -415,6 +415,12 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_any_step(run: Make) -> N
         run(micro_batch_tokens=9)
 
 
+def test_a_held_out_prompt_that_leaves_no_room_is_refused_before_any_step(run: Make, make_table: Make) -> None:
+    held_out = make_table([([5, 6, 7, 8, 9, 10], [3, 2], [4, 2])])
+    with pytest.raises(OrpoError, match=r"a prompt has 6 tokens, with ppo\.max_new_tokens \(20\)"):
+        run(held_out, micro_batch_tokens=25, ppo={"max_new_tokens": 20})
+
+
 def test_settings_that_do_not_fit_are_told(settings: Make) -> None:
     with pytest.raises(ValidationError, match=r"objective ppo needs ppo\.reward_model"):
         TrainConfig(model="m", objective="ppo")

@@ -193,6 +193,15 @@ def test_questions_that_are_none(tmp_path, form, text, told):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_ends_where_a_file_has_one(tmp_path, end):
+    """JSON may hold the separators of Unicode as they are."""
+    file, prompts = tmp_path / "q", ["one\u2028line", "and\u0085one"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    file.write_bytes((end * 2).join([*lines, ""]).encode())
+    assert [question.turns for question in read_questions(file, FORMS["ifeval"])] == [(prompt,) for prompt in prompts]
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(OrpoError, match="cannot be read"):
         read_questions(tmp_path / "nowhere", FORMS["ifeval"])

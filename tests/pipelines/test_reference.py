@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import orpo_data
+from orpo_data import locking
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
 from orpo_data.schema import REFERENCED
@@ -154,6 +155,16 @@ def test_a_reference_that_is_another_model(referenced, tiny_training, tiny_model
 def test_an_objective_without_reference_is_told_so(prepared, recipe, tmp_path):
     with pytest.raises(UsageError, match="objective orpo, which needs no reference model; dpo, ipo and kto do"):
         reference(prepared / "tokenize", recipe("orpo"), tmp_path / "reference")
+
+
+def test_another_writer_is_told(prepared, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(locking, "PATIENCE", 0.0)
+    with (
+        locking.writing(tmp_path / "reference"),
+        pytest.raises(OrpoError, match=r"reference: is being written by process \d+"),
+    ):
+        reference(prepared / "tokenize", recipe(), tmp_path / "reference")
+    assert not (tmp_path / "reference").exists()
 
 
 def test_commands_one_after_the_other(orpo, own_run, recipe_file, tiny_model_dir):
