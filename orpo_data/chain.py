@@ -133,7 +133,7 @@ def raw_rows(chain: Sequence[Node]) -> int:
     return sum(node.manifest.rows_in for node in begins)
 
 
-NO_LINES = ("parquet", "arrow", "json", "json.gz")
+NO_LINES = (".parquet", ".arrow", ".json", ".json.gz")
 """Files whose records are numbered; those of any other kind are lines."""
 
 

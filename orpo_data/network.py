@@ -76,7 +76,11 @@ def persistently(what: str, call: Callable[[], T]) -> T:
 def download(fs: Any, remote: str, copy: Path) -> None:
     """Bring the file `remote` of an fsspec file system here, whole; the last error where that cannot be done."""
     attempts = iter(range(len(PAUSES) + 1))
-    persistently(Path(remote).name, lambda: _download_once(fs, remote, copy, next(attempts)))
+    try:
+        persistently(Path(remote).name, lambda: _download_once(fs, remote, copy, next(attempts)))
+    finally:
+        for part in copy.parent.glob(f"{copy.name}.*"):
+            part.unlink(missing_ok=True)
 
 
 def _download_once(fs: Any, remote: str, copy: Path, attempt: int) -> None:

@@ -55,7 +55,7 @@ def as_path(path: str | Path) -> Path:
 def public_url(url: str) -> str:
     """A URL without user, password, query and fragment."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def redacted(text: str, url: str) -> str:

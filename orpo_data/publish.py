@@ -17,8 +17,8 @@ from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from orpo_data.pages.upstream import sources_of
 from orpo_data.parquet import write_parquet
-from orpo_data.places import as_path, file_sha256, without_secrets
-from orpo_data.shards import scan
+from orpo_data.places import as_path, file_sha256, is_local, without_secrets
+from orpo_data.shards import fetch_folder, scan
 from orpo_data.targets import FolderTarget, Target, find_target
 from orpo_data.verification import verify
 
@@ -39,9 +39,11 @@ def push(dataset: str | Path, to: str, *, public: bool = False, published: date 
     created if there is none, private unless `public`. `published` is the date in the metadata, by default today's.
     Raises OrpoError if the dataset is damaged or the target holds something else, UsageError if `to` is none of these.
     """
-    folder, target = as_path(dataset), find_target(to, public=public)
-    if isinstance(target, FolderTarget) and target.folder.resolve().is_relative_to(folder.resolve()):
+    target = find_target(to, public=public)
+    place = as_path(dataset)
+    if _within(target, place):
         raise OrpoError(f"{to}: is the dataset itself or lies inside it; choose another place")
+    folder = fetch_folder(place)
     manifest = _sound_manifest(folder)
     with tempfile.TemporaryDirectory() as scratch:
         exported = _export(folder, manifest, target, published or datetime.now(UTC).date(), Path(scratch))
@@ -61,6 +63,12 @@ def push(dataset: str | Path, to: str, *, public: bool = False, published: date 
         files[MANIFEST_NAME] = Path(scratch) / MANIFEST_NAME  # last, for a target without commits
         removed = target.put(files, pushed)
         return PushReport(target.url, {name: file.stat().st_size for name, file in files.items()}, removed)
+
+
+def _within(target: Target, place: Path) -> bool:
+    if isinstance(target, FolderTarget):
+        return is_local(place) and target.folder.resolve().is_relative_to(place.resolve())
+    return f"{target.url}/".startswith(f"{place}/")
 
 
 def _sound_manifest(folder: Path) -> Manifest:

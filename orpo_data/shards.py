@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+from filelock import FileLock
 
 from orpo_data.batches import batches_of
 from orpo_data.cache import cache_folder, download, fetch, fetch_ahead, scratch_folder
@@ -123,15 +124,16 @@ def fetch_folder(folder: Path) -> Path:
     manifest = read_manifest(folder)
     files = manifest.files | {shard.path: shard.sha256 for shard in (*manifest.shards, *manifest.dropped)}
     here = cache_folder() / "folders" / digest(manifest_text(manifest))
-    if not here.exists():
-        made = scratch_folder(str(here))
-        remove_folder(made)
-        for name, file in zip(files, fetch_ahead((folder / name, files[name]) for name in files), strict=True):
-            make_folder((made / name).parent)
-            copy(file, made / name)
-        write_manifest(made, manifest)
-        make_folder(here.parent)
-        made.rename(here)
+    make_folder(here.parent)
+    with FileLock(f"{here}.lock"):  # processes that want the same folder at a time fetch it once
+        if not here.exists():
+            made = scratch_folder(str(here))
+            remove_folder(made)
+            for name, file in zip(files, fetch_ahead((folder / name, files[name]) for name in files), strict=True):
+                make_folder((made / name).parent)
+                copy(file, made / name)
+            write_manifest(made, manifest)
+            made.rename(here)
     return here
 
 

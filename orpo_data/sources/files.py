@@ -4,8 +4,9 @@ import glob
 import logging
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,28 +79,38 @@ def find_files(
     Raises:
         OrpoError: nothing there, nothing that matches, an unknown kind of file, or a failed download.
     """
+    choose = partial(_choose, without_secrets(path), pattern, exclude, endings)
     if "://" in path:
-        files = _remote_files(path, endings)
-    elif (local := _local_files(path, endings)) is not None:
+        return _remote_files(path, endings, choose)
+    if (local := _local_files(path, endings)) is not None:
         files = local
     elif HUB_ID.fullmatch(path) and not _ending(path, endings):
         files = _hub_files(path, revision, pattern, exclude, endings)
     else:
         raise OrpoError(f"{path}: no such file or folder; a path is a file, folder, glob, URL or hub id")
-    wanted = [file for file in files if pattern is None or _matches(file.name, pattern)]
-    kept = [file for file in wanted if not any(_matches(file.name, name) for name in exclude)]
+    by_name = {file.name: file for file in files}
+    return [by_name[name] for name in choose(by_name)]
+
+
+def _choose(
+    path: str, pattern: str | None, exclude: tuple[str, ...], endings: tuple[str, ...], names: Iterable[str]
+) -> list[str]:
+    """The names to read, sorted; OrpoError if there is none."""
+    found = list(names)
+    wanted = [name for name in found if pattern is None or _matches(name, pattern)]
+    kept = [name for name in wanted if not any(_matches(name, left_out) for left_out in exclude)]
     if not kept:
-        raise OrpoError(_nothing_to_read(without_secrets(path), pattern, files, wanted, endings))
-    return sorted(kept, key=lambda file: file.name)
+        raise OrpoError(_nothing_to_read(path, pattern, found, wanted, endings))
+    return sorted(kept)
 
 
 def _nothing_to_read(
-    path: str, pattern: str | None, files: list[RawFile], wanted: list[RawFile], endings: tuple[str, ...]
+    path: str, pattern: str | None, found: list[str], wanted: list[str], endings: tuple[str, ...]
 ) -> str:
     if wanted:
-        return f"{path}: {wanted[0].name} is left out for this dataset, and there is no other file"
-    if files:
-        return f"{path}: no file matches files={pattern!r}, there is for example {files[0].name}"
+        return f"{path}: {wanted[0]} is left out for this dataset, and there is no other file"
+    if found:
+        return f"{path}: no file matches files={pattern!r}, there is for example {found[0]}"
     return f"{path}: no data files, looked for {' '.join(endings)}"
 
 
@@ -135,8 +146,8 @@ def _refuse_link_out(file: RawFile, root: Path) -> None:
         )
 
 
-def _remote_files(url: str, endings: tuple[str, ...]) -> list[RawFile]:
-    """Copies in the cache; the names that files have elsewhere make no paths."""
+def _remote_files(url: str, endings: tuple[str, ...], choose: Callable[[Iterable[str]], list[str]]) -> list[RawFile]:
+    """Copies in the cache of the files that `choose` takes; the names that files have elsewhere make no paths."""
     from orpo_data.network import network_errors, persistently  # slow to import, and only needed here
 
     shown = without_secrets(url)
@@ -144,11 +155,12 @@ def _remote_files(url: str, endings: tuple[str, ...]) -> list[RawFile]:
         fs, root = url_to_fs(url)
         base, found = persistently(shown, lambda: _find_remote(fs, root, endings))
         names = [file.removeprefix(base).lstrip("/").partition("?")[0] for file in found]
-        remote = [(name, file) for name, file in zip(names, found, strict=True) if _is_data(name, endings)]
-        copies = side_by_side(bring, [(fs, file) for _, file in remote])
+        remote = {name: file for name, file in zip(names, found, strict=True) if _is_data(name, endings)}
+        chosen = choose(remote)
+        copies = side_by_side(bring, [(fs, remote[name]) for name in chosen])
     except network_errors(OSError, ValueError, ImportError) as error:
         raise OrpoError(f"{shown}: cannot be read: {redacted(_reason(error), url)}") from None
-    return [RawFile(name, copy, (fs, file)) for (name, file), copy in zip(remote, copies, strict=True)]
+    return [RawFile(name, copy, (fs, remote[name])) for name, copy in zip(chosen, copies, strict=True)]
 
 
 def _find_remote(fs: Any, root: str, endings: tuple[str, ...]) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from orpo_data import network
+from orpo_data.cache import cache_folder
 from orpo_data.errors import OrpoError
 from orpo_data.sources.files import find_files
 
@@ -26,7 +27,8 @@ ROWS = b"".join(b'{"chosen": "c %d", "rejected": "r"}\n' % i for i in range(2_00
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(network, "PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.setattr(network, "STALL", 0.05)
 
@@ -97,6 +99,7 @@ def test_a_fault_that_passes_costs_nothing(store: type[FaultyStore], fault: str)
         store.faults = iter(["", *[""] * place, fault])
         files = find_files("faulty:///bucket")
         assert [file.path.read_bytes() for file in files] == [ROWS + name + b"\n" for name in (b"a.jsonl", b"b.jsonl")]
+    assert not list((cache_folder() / "scratch").iterdir())
 
 
 @pytest.mark.parametrize("fault", ["fail", "busy", "cut", "drop", "stall"])
@@ -104,6 +107,7 @@ def test_a_fault_that_stays_is_told_in_one_line(store: type[FaultyStore], fault:
     store.faults = iter([""] * 3 + [fault] * 1_000 if fault in ("cut", "drop", "stall") else [fault] * 1_000)
     with pytest.raises(OrpoError, match=r"^faulty:///bucket: cannot be read: [^\n]+$"):
         find_files("faulty:///bucket")
+    assert not [*(cache_folder() / "scratch").glob("*")]
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(1_000, marks=pytest.mark.faults)])

@@ -144,8 +144,8 @@ def test_only_an_ingest_is_called_after_a_source(make: Make, stage: str, sources
 
 
 def test_records_are_counted_as_people_do() -> None:
-    files = ("a.jsonl", "b/a.jsonl.gz", "a.parquet", "a.JSON", "a.json.gz", "a.arrow")
-    assert [record_name(file, 0) for file in files] == ["line 1"] * 2 + ["record 1"] * 4
+    files = ("a.jsonl", "b/a.jsonl.gz", "a.ndjson", "a.parquet", "a.JSON", "a.json.gz", "a.arrow")
+    assert [record_name(file, 0) for file in files] == ["line 1"] * 3 + ["record 1"] * 4
     assert record_name("a.jsonl", 12344) == "line 12345"  # as `orpo lineage --line` takes it
 
 

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import orpo_data
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from orpo_data.places import without_secrets
+from orpo_data.places import as_path, send, without_secrets
 from orpo_data.publish import push
 from orpo_data.targets import PENDING_NAME, FolderTarget, HubTarget, UrlTarget, find_target
 
@@ -108,6 +108,8 @@ def test_a_folder_of_someone_else_is_left_alone(prepared, tmp_path):
 def test_not_onto_itself(prepared, inside):
     with pytest.raises(OrpoError, match="is the dataset itself"):
         push(prepared / "split", f"{prepared / 'split'}{inside}")
+    with pytest.raises(OrpoError, match="is the dataset itself"):
+        push("memory://there", f"memory://there{inside}/")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -234,14 +236,21 @@ def test_secrets_of_the_recipe_stay_here(tmp_path, own_raw_data, make_recipe):
         assert b"sig=abc" not in content, name
 
 
+def test_from_a_url(prepared, tmp_path, memory):
+    for name in files_of(prepared / "split"):
+        send(prepared / "split" / name, as_path(f"memory://there/{name}"))
+    push("memory://there/", str(tmp_path / "pushed"))
+    check_arrived(files_of(tmp_path / "pushed"), prepared / "split", tmp_path)
+
+
 def test_a_file_url_is_decoded(prepared, tmp_path):
     push(prepared / "split", (tmp_path / "my folder").as_uri())
     assert [path.name for path in tmp_path.iterdir()] == ["my folder"]
 
 
 def test_addresses_without_secrets_stay_as_they_are():
-    recipe = {"a": ["https://host/x", "s3://b/c", "me/data", 1, None], "b": {"c": "ftp://u@h/x"}}
-    assert without_secrets(recipe) == {**recipe, "b": {"c": "ftp://h/x"}}
+    recipe = {"a": ["https://host/x", "s3://b/c", "me/data", 1, None], "b": {"c": "ftp://u@Host:21/x"}}
+    assert without_secrets(recipe) == {**recipe, "b": {"c": "ftp://Host:21/x"}}
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from orpo_data.folders import STAMPS_NAME
 from orpo_data.manifest import MANIFEST_NAME, read_manifest
 from orpo_data.places import copy, file_names, file_sha256, send
 from orpo_data.reuse import PARTS_NAME, Earlier
+from orpo_data.shards import fetch_folder
 
 BEFORE = {"a": (1, 2, 3, 4), "b": (5, 6, 7), "c": (1, 11)}
 AFTER = {"d": (8, 9, 10), "b": (5, 6, 7), "c": (1, 12, 13), "e": (3, 3)}
@@ -99,6 +101,17 @@ def test_it_opens_as_any_dataset(run: Any, memory: Path, tmp_path: Path) -> None
     assert orpo_data.load(url).to_list() == orpo_data.load(tmp_path / "out").to_list()
     assert orpo_data.scan(url).collect().equals(orpo_data.scan(tmp_path / "out").collect())
     assert orpo_data.load(url, "dropped").to_list() == orpo_data.load(tmp_path / "out", "dropped").to_list()
+
+
+def test_processes_that_want_a_folder_at_a_time_fetch_it_once(run: Any, memory: Path) -> None:
+    """Threads stand for them: the lock is taken anew by each."""
+    run(memory / "set", BEFORE)
+    for _ in range(20):
+        with ThreadPoolExecutor(4) as pool:
+            fetched = [pool.submit(fetch_folder, memory / "set") for _ in range(4)]
+        (here,) = {each.result() for each in fetched}
+        assert sorted(file_names(here)) == sorted(file_names(memory / "set"))
+        shutil.rmtree(here)
 
 
 def test_damage_is_seen_though_the_cache_has_the_right_bytes(run: Any, memory: Path) -> None:

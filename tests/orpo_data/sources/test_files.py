@@ -168,6 +168,16 @@ def test_url_files_are_brought_here(memory, url, pattern, expected):
         assert file.path.read_text().endswith(file.name)
 
 
+def test_only_what_is_read_is_brought(memory, tmp_path):
+    assert names(find_files("memory://set", pattern="**", exclude=("a/*",))) == ["b.jsonl"]
+    assert [file.read_text() for file in (tmp_path / "cache" / "files").rglob("*") if file.is_file()] == ["set/b.jsonl"]
+
+
+def test_nothing_to_read_at_a_url(memory):
+    with pytest.raises(OrpoError, match=r"^memory://set: no file matches files='\*\.csv', there is for example "):
+        find_files("memory://set", pattern="*.csv")
+
+
 def test_another_machine_gets_the_file_itself(memory, tmp_path):
     """A worker has neither the driver's cache nor its folders."""
     (file,) = find_files("memory://set/b.jsonl")
