@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from orpo_data.errors import OrpoError
-from orpo_data.places import copy, file_sha256, is_local, send, storage, without_secrets
+from orpo_data.places import OBJECT_STORES, copy, file_sha256, is_local, send, storage, storage_stamp, without_secrets
 
 R = TypeVar("R")
 
@@ -60,12 +60,31 @@ def fetch_from(fs: Any, name: str, sha256: str) -> Path:
 
 
 def bring(fs: Any, name: str) -> Path:
-    """The file as it is now, in the cache."""
+    """The file as it is now, in the cache; an object store is asked first whether it changed."""
+    version = _version(fs, name)
+    if version and version.is_file() and (known := cached(version.read_text())).is_file():
+        return known
     new = download(fs, name)
-    here = cached(file_sha256(new))
+    sha256 = file_sha256(new)
+    here = cached(sha256)
     here.parent.mkdir(parents=True, exist_ok=True)
     os.replace(new, here)
+    if version and version == _version(fs, name):  # it was not written meanwhile
+        note = scratch_file()
+        note.write_text(sha256)
+        version.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(note, version)
     return here
+
+
+def _version(fs: Any, name: str) -> Path | None:
+    """Where the sha256 of the file as it is now is noted, once it is known; of a web server's file nobody knows."""
+    from orpo_data.network import persistently  # slow to import, and only needed here
+
+    if OBJECT_STORES.isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+        return None
+    stamp = persistently(Path(name).name, lambda: storage_stamp(fs, name))
+    return cache_folder() / "versions" / hashlib.sha256(f"{name} {stamp}".encode()).hexdigest()
 
 
 def download(fs: Any, name: str) -> Path:

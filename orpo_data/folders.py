@@ -15,7 +15,7 @@ import orjson
 from orpo_data.cache import move_all, side_by_side
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from orpo_data.places import copy, file_sha256, is_local, remove_folder, storage_stamp
+from orpo_data.places import copy, file_sha256, is_local, remove_folder, storage, storage_stamp
 from orpo_data.shards import list_files
 
 STAMPS_NAME = "_storage.json"
@@ -90,7 +90,7 @@ def _finish_replacing(output: Path) -> None:
     for name in {*list_files(output)} - {*names}:
         (output / name).unlink()
     side_by_side(copy, [(partial / name, output / name) for name in names])
-    stamps = dict(zip(names, side_by_side(storage_stamp, [(output / name,) for name in names]), strict=True))
+    stamps = dict(zip(names, side_by_side(storage_stamp, [storage(output / name) for name in names]), strict=True))
     (output / STAMPS_NAME).write_bytes(orjson.dumps(stamps, option=orjson.OPT_INDENT_2) + b"\n")
     files = manifest.files | {STAMPS_NAME: file_sha256(output / STAMPS_NAME)}
     write_manifest(output, manifest.model_copy(update={"files": files}))

@@ -42,14 +42,18 @@ def as_path(path: str | Path) -> Path:
         )
     from upath import UPath  # brings fsspec, which a local folder has no need of
 
-    options = {"use_listings_cache": False} if parts.scheme in OBJECT_STORES else {}
     try:
-        found: Any = UPath(path.rstrip("/"), protocol=None, **options)
+        found: Any = UPath(path.rstrip("/"), protocol=None, **client_options(parts.scheme))
         found.fs  # noqa: B018  # opened now: the protocol is known and its package is installed
     except (ImportError, ValueError) as error:
         hint = "; `pip install -e '.[s3]'`" if parts.scheme in ("s3", "s3a") else ""
         raise UsageError(f"{path}: {str(error).splitlines()[0]}{hint}") from None
     return cast(Path, found)
+
+
+def client_options(scheme: str) -> dict[str, Any]:
+    """For fsspec, of storages that others write to as well."""
+    return {"use_listings_cache": False} if scheme in OBJECT_STORES else {}
 
 
 def public_url(url: str) -> str:
@@ -124,9 +128,8 @@ def remote_sizes(folder: Path) -> dict[str, int]:
     return {name.strip("/").removeprefix(f"{root}/"): info["size"] for name, info in found}
 
 
-def storage_stamp(file: Path) -> str:
+def storage_stamp(fs: Any, name: str) -> str:
     """Size, and what the storage itself tells versions of a file apart by (for S3 the ETag)."""
-    fs, name = storage(file)
     return f"{fs.size(name)}-{fs.checksum(name):x}"
 
 

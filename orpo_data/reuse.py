@@ -97,7 +97,7 @@ class Earlier:
         file = self._output / path
         if not file.is_file():
             return False
-        if path in self._stamps and self._stamps[path] == storage_stamp(file):
+        if path in self._stamps and self._stamps[path] == storage_stamp(*storage(file)):
             return True
         return file_sha256(file) == self._shards[path].sha256
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -17,7 +18,7 @@ from fsspec.utils import glob_translate
 from orpo_data.batches import regrouped
 from orpo_data.cache import bring, fetch_from, side_by_side
 from orpo_data.errors import OrpoError
-from orpo_data.places import file_sha256, redacted, without_secrets
+from orpo_data.places import client_options, file_sha256, redacted, without_secrets
 from orpo_data.schema import RAW
 from orpo_data.sources.json_text import LIMITS, CompressionError, Limits, json_records
 from orpo_data.sources.tables import table_records
@@ -152,7 +153,7 @@ def _remote_files(url: str, endings: tuple[str, ...], choose: Callable[[Iterable
 
     shown = without_secrets(url)
     try:
-        fs, root = url_to_fs(url)
+        fs, root = url_to_fs(url, **client_options(urlsplit(url).scheme))
         base, found = persistently(shown, lambda: _find_remote(fs, root, endings))
         names = [file.removeprefix(base).lstrip("/").partition("?")[0] for file in found]
         remote = {name: file for name, file in zip(names, found, strict=True) if _is_data(name, endings)}

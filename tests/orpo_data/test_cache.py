@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from orpo_data import cache
-from orpo_data.cache import cache_folder, cached, deliver, fetch, fetch_ahead
+from orpo_data.cache import bring, cache_folder, cached, deliver, fetch, fetch_ahead
 from orpo_data.errors import OrpoError
+from orpo_data.places import storage
 
 
 @pytest.fixture
@@ -45,6 +46,33 @@ def test_a_file_is_downloaded_once_whatever_it_is_called(put: Any, downloads: li
     assert fetch(file, sha256) == fetch(memory / "other", sha256) == cached(sha256)
     assert cached(sha256).read_bytes() == b"same"
     assert downloads == [file.name]
+
+
+def test_a_version_of_a_file_is_brought_once(put: Any, downloads: list[str]) -> None:
+    file, sha256 = put("first")
+    for _ in range(2):
+        assert bring(*storage(file)) == cached(sha256)
+    assert downloads == [file.name]
+    file.write_bytes(b"other")  # as long as before
+    assert bring(*storage(file)).read_bytes() == b"other"
+    cached(hashlib.sha256(b"other").hexdigest()).unlink()
+    assert bring(*storage(file)).read_bytes() == b"other"
+    assert downloads == [file.name] * 3
+
+
+def test_a_file_that_is_written_while_it_comes_is_brought_again(put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = put("first")
+    download = cache.download
+
+    def and_write(fs: Any, name: str) -> Path:
+        new = download(fs, name)
+        file.write_bytes(b"other")
+        return new
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "download", and_write)
+        assert bring(*storage(file)).read_bytes() == b"first"
+    assert bring(*storage(file)).read_bytes() == b"other"
 
 
 def test_who_comes_at_the_same_time_waits(put: Any, downloads: list[str]) -> None:

@@ -19,7 +19,9 @@ from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpo_data import cache
 from orpo_data.errors import OrpoError
+from orpo_data.places import storage
 from orpo_data.schema import RAW
 from orpo_data.sources import SOURCES, json_text, tables
 from orpo_data.sources.files import RawFile, file_digest, find_files, read_records
@@ -215,6 +217,20 @@ def test_url_is_read_afresh(memory):
     assert find_files("memory://set/b.jsonl")[0].path.read_text() == "set/b.jsonl"
     memory.pipe("/set/b.jsonl", b"new")
     assert find_files("memory://set/b.jsonl")[0].path.read_text() == "new"
+
+
+@pytest.mark.slow
+def test_what_others_put_into_a_bucket_meanwhile_is_seen(s3, monkeypatch):
+    """And what they left as it was is not brought again."""
+    brought, download = [], cache.download
+    monkeypatch.setattr(cache, "download", lambda fs, name: brought.append(name[-7:]) or download(fs, name))
+    other = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+    for name, line in [("a.jsonl", b"{}"), ("b.jsonl", b"[]"), ("a.jsonl", b"[]")]:
+        other.pipe(f"{storage(s3)[1]}/{name}", line)
+        files = find_files(str(s3))
+        assert files[0].path.read_bytes() == (b"[]" if len(brought) == 3 else b"{}")
+    assert names(files) == ["a.jsonl", "b.jsonl"]
+    assert brought == ["a.jsonl", "b.jsonl", "a.jsonl"]
 
 
 def test_query_of_a_url_is_not_part_of_the_name(memory):
