@@ -73,7 +73,7 @@ def binarize(ingested: list[Report], recipe: dict[str, Any], output: str) -> Rep
 
 @stage_task("clean")
 def clean(previous: Report, recipe: dict[str, Any], output: str) -> Report:
-    """Pairs that keep every structural rule."""
+    """Pairs to those that the rules, dedup and decontamination leave."""
     inputs = as_path(previous["path"])
     settings = Recipe.parse(recipe)
     progress, run_parts = log_progress("clean"), part_runner(settings.runner)

@@ -1,8 +1,8 @@
 """Answers of a causal language model to prompts of token ids: in batches, with a cache of keys and values.
 
-Each prompt draws from a stream of random numbers of its own, made of the seed and the prompt, so that an answer does
-not depend on what else ran: neither on the other prompts nor on how many of them share a forward pass. (CPUs and GPUs
-draw other numbers from one seed.)
+Each prompt draws from a stream of random numbers of its own, made of the seed and the prompt, so that what is drawn
+for it does not depend on what else ran: neither on the other prompts nor on how many of them share a forward pass.
+(CPUs and GPUs draw other numbers from one seed.)
 """
 
 from collections.abc import Collection, Sequence

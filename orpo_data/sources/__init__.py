@@ -1,4 +1,4 @@
-"""Upstream formats, one file each: the schema of its rows, files never read, column names, and `parse`."""
+"""Upstream formats, one file each: the schema of its rows, files never read, its columns, and how rows are parsed."""
 
 import difflib
 from collections.abc import Callable, Mapping

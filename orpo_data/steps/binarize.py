@@ -1,6 +1,6 @@
 """From several rated answers to pairs of a chosen and a rejected one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -8,10 +8,10 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from orpo_data.schema import PAIRS, pair_id, pair_ids
+from orpo_data.schema import PAIRS, pair_ids
 from orpo_data.sources.columns import Ints, Turns, to_arrow
-from orpo_data.steps.draws import Seed, draw
-from orpo_data.steps.picks import ROUNDING, Answers, Floats, picks
+from orpo_data.steps.draws import Seed
+from orpo_data.steps.picks import Answers, Floats, picks
 from orpo_data.steps.ratings import (
     FIGURES,
     REPAIRED,
@@ -98,19 +98,19 @@ class Binarize(Step):
         return self
 
     def apply(self, table: pa.Table) -> StepOutput:
-        """Pairs by columns; a prompt without any goes through `_pairs`, which says why."""
+        """Pairs by columns; only of a prompt without any the row is looked at, to say why."""
         answers = Answers.of(table)
         scores = answers.scores(self._rule(), FIGURES[self.strategy])
         chosen, rejected = picks(self, answers, scores, table["id"])
         kept = self._table(table, answers, scores, chosen, rejected)
         losers = table.take(pa.array(np.setdiff1d(np.arange(len(table)), answers.row[chosen])))
-        drops = [drop for row in losers.to_pylist() if isinstance(drop := self._pairs(row), Drop)]
+        drops = [self._why_none(row) for row in losers.to_pylist()]
         reasons, details = (pa.array([drop[i] for drop in drops], pa.string()) for i in (0, 1))
         dropped = dropped_rows(self.name, losers, reasons, details)
         return StepOutput(kept, dropped, expanded=len(kept) + len(dropped) - len(table))
 
     def _table(self, table: pa.Table, answers: Answers, scores: Floats, best: Ints, worse: Ints) -> pa.Table:
-        """`_pair` for many: `best` and `worse` are the places of the answers of each."""
+        """A pair of the answers at each of the places `best` and `worse`."""
         rows = table.take(pa.array(answers.row[best]))
         chosen, rejected = answers.columns[best], answers.columns[worse]
         systems = chosen["system_prompt"], rejected["system_prompt"]
@@ -133,32 +133,26 @@ class Binarize(Step):
         return pa.table(columns, schema=PAIRS)
 
     def _prompts(self, prompts: pa.ListArray, chosen: pl.Series, rejected: pl.Series) -> pa.ListArray:
-        """`_prompt` for many."""
+        """With a system message, if one is wanted, there, and not brought by the prompt itself."""
         if self.system_prompt == "column":
             return prompts
         if self.system_prompt == "shared":
             chosen = chosen.set(chosen.ne_missing(rejected), None)
         return Turns.from_arrow(prompts).under(chosen).to_arrow()
 
-    def _pairs(self, row: dict[str, Any]) -> list[dict[str, Any]] | Drop:
-        """At least one PAIRS row, or why there is none."""
+    def _why_none(self, row: dict[str, Any]) -> Drop:
+        """What a prompt that makes no pair lacks."""
         completions = row["completions"]
         if len(completions) < self.min_completions:
             return Drop("too_few_completions", f"{len(completions)} of at least {self.min_completions}")
-        rule = self._rule()
-        scores = {i: score for i, answer in enumerate(completions) if (score := rule(answer)) is not None}
+        scores = [score for score in map(self._rule(), completions) if score is not None]
         if len(scores) < self.min_completions:
             return self._unscored(completions, len(scores))
-        best = max(scores, key=lambda i: (scores[i], -i))
-        lower = [i for i in scores if scores[i] < scores[best] or self._may_tie(completions[i], completions[best])]
-        if not lower:
-            return Drop("tie", f"all answers have {self.strategy} {scores[best]:g}")
-        enough = [i for i in lower if scores[best] - scores[i] >= self.min_margin - ROUNDING]
-        if not enough:
-            least = min(scores.values())
-            margin = f"{scores[best] - least:g} ({scores[best]:g} against {least:g})"
-            return Drop("low_margin", f"{self.strategy}: largest margin {margin}, at least {self.min_margin:g}")
-        return [self._pair(row, best, worse, scores) for worse in self._pick(enough, scores, row["id"])]
+        best, least = max(scores), min(scores)
+        if best == least:
+            return Drop("tie", f"all answers have {self.strategy} {best:g}")
+        margin = f"{best - least:g} ({best:g} against {least:g})"
+        return Drop("low_margin", f"{self.strategy}: largest margin {margin}, at least {self.min_margin:g}")
 
     def _rule(self) -> ScoreRule:
         return weighted_aspects(self.weights) if self.weights else STRATEGIES[self.strategy]
@@ -171,41 +165,3 @@ class Binarize(Step):
         return Drop(
             "rating_missing", f"{missing} answers have no {self.strategy}, at least {self.min_completions} need it"
         )
-
-    def _may_tie(self, answer: Completion, best: Completion) -> bool:
-        """Whether an answer with the best score may be rejected: not the chosen one itself, nor its copy."""
-        return self.ties == "keep" and (answer["response"], answer["model"]) != (best["response"], best["model"])
-
-    def _pick(self, lower: Sequence[int], scores: Mapping[int, float], row_id: str) -> Sequence[int]:
-        """The answers to reject; the first of several with the same score."""
-        if self.rejected == "all":
-            return lower
-        if self.rejected == "random":
-            return [lower[draw(self.seed, "binarize", row_id) % len(lower)]]
-        return [(max if self.rejected == "next-best" else min)(lower, key=scores.__getitem__)]
-
-    def _pair(self, row: dict[str, Any], best: int, worse: int, scores: Mapping[int, float]) -> dict[str, Any]:
-        chosen, rejected = row["completions"][best], row["completions"][worse]
-        prompt = self._prompt(row["prompt"], chosen["system_prompt"], rejected["system_prompt"])
-        chosen_turns = [{"role": "assistant", "content": chosen["response"]}]
-        rejected_turns = [{"role": "assistant", "content": rejected["response"]}]
-        return {
-            "id": pair_id(prompt, chosen_turns, rejected_turns),
-            "prompt": prompt,
-            "chosen": chosen_turns,
-            "rejected": rejected_turns,
-            "score_chosen": scores[best],
-            "score_rejected": scores[worse],
-            "model_chosen": chosen["model"],
-            "model_rejected": rejected["model"],
-            "system_chosen": chosen["system_prompt"],
-            "system_rejected": rejected["system_prompt"],
-            **{name: row[name] for name in ("subset", "source", "source_file", "source_row")},
-        }
-
-    def _prompt(self, prompt: list[dict[str, str]], chosen: str | None, rejected: str | None) -> list[dict[str, str]]:
-        """The prompt with a system message, if one is wanted, there, and not brought by the prompt itself."""
-        wanted = self.system_prompt == "chosen" or (self.system_prompt == "shared" and chosen == rejected)
-        if not (wanted and chosen) or prompt[0]["role"] == "system":
-            return prompt
-        return [{"role": "system", "content": chosen}, *prompt]

@@ -1,4 +1,4 @@
-"""What `Binarize._pairs` picks of one prompt, for many at once: arrays in place of a loop over rows."""
+"""Which answers `Binarize` picks: of many prompts at once, arrays in place of a loop over rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

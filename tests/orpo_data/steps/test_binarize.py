@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orpo_data.schema import ASPECTS, PAIRS, RATED, pair_id
-from orpo_data.steps.binarize import Binarize, Drop
-from orpo_data.steps.ratings import REPAIRED, STRATEGIES, WEIGHTED
+from orpo_data.steps.binarize import Binarize
+from orpo_data.steps.draws import draw
+from orpo_data.steps.picks import ROUNDING
+from orpo_data.steps.ratings import REPAIRED, STRATEGIES, WEIGHTED, doubt, weighted_aspects
 
-MEAN, OVERALL = "mean-rating", "overall-score"
+MEAN, OVERALL, MISSING = "mean-rating", "overall-score", "rating_missing"
 
 
 def completion(response: str, ratings: str = "----", score: float | None = None, **fields: Any) -> dict[str, Any]:
@@ -373,17 +375,60 @@ hostile_rows = st.lists(
 weights = st.sampled_from([{}, {"strategy": WEIGHTED, "weights": {"honesty": 0.1, "helpfulness": 0.2}}])
 
 
+def by_itself(step: Binarize, row: dict[str, Any]) -> list[dict[str, Any]] | str:
+    """What one prompt comes to, in a loop over its answers: PAIRS rows, or the reason why there is none."""
+    completions, rule = row["completions"], STRATEGIES.get(step.strategy) or weighted_aspects(step.weights)
+    scores = {i: score for i, answer in enumerate(completions) if (score := rule(answer)) is not None}
+    if len(completions) < step.min_completions:
+        return "too_few_completions"
+    if len(scores) < step.min_completions:
+        doubted = sum(doubt(answer) is not None for answer in completions) if step.strategy == REPAIRED else 0
+        return "suspicious_overall_score" if doubted and len(scores) + doubted >= step.min_completions else MISSING
+    best = max(scores, key=lambda i: (scores[i], -i))
+    same = {i for i in scores if all(completions[i][name] == completions[best][name] for name in ("response", "model"))}
+    lower = [i for i in scores if scores[i] < scores[best] or (step.ties == "keep" and i not in same)]
+    if not lower:
+        return "tie"
+    lower = [i for i in lower if scores[best] - scores[i] >= step.min_margin - ROUNDING]
+    if not lower:
+        return "low_margin"
+    if step.rejected == "random":
+        lower = [lower[draw(step.seed, "binarize", row["id"]) % len(lower)]]
+    elif step.rejected != "all":
+        lower = [(max if step.rejected == "next-best" else min)(lower, key=scores.__getitem__)]
+    return [pair_of(step, row, scores, best, worse) for worse in lower]
+
+
+def pair_of(step: Binarize, row: dict[str, Any], scores: dict[int, float], best: int, worse: int) -> dict[str, Any]:
+    answers = {"chosen": row["completions"][best], "rejected": row["completions"][worse]}
+    said = {side: [{"role": "assistant", "content": answer["response"]}] for side, answer in answers.items()}
+    prompt, system = row["prompt"], answers["chosen"]["system_prompt"]
+    wanted = {"column": False, "chosen": True, "shared": system == answers["rejected"]["system_prompt"]}
+    if wanted[step.system_prompt] and system and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": system}, *prompt]
+    return {
+        "id": pair_id(prompt, said["chosen"], said["rejected"]),
+        "prompt": prompt,
+        **said,
+        "score_chosen": scores[best],
+        "score_rejected": scores[worse],
+        **{f"model_{side}": answer["model"] for side, answer in answers.items()},
+        **{f"system_{side}": answer["system_prompt"] for side, answer in answers.items()},
+        **{name: row[name] for name in ("subset", "source", "source_file", "source_row")},
+    }
+
+
 @given(hostile_rows, configs, thresholds, weights)
 def test_many_rows_by_columns_are_each_row_by_itself(
     rows: list[dict[str, Any]], config: dict[str, Any], threshold: dict[str, Any], weighted: dict[str, Any]
 ) -> None:
     step, ingested = Binarize(**config | threshold | weighted), table(*rows)
-    outcomes = [step._pairs(row) for row in ingested.to_pylist()]
+    outcomes = [by_itself(step, row) for row in ingested.to_pylist()]
     output = step.apply(ingested)
-    made = [pair for outcome in outcomes if not isinstance(outcome, Drop) for pair in outcome]
+    made = [pair for outcome in outcomes if isinstance(outcome, list) for pair in outcome]
     assert str(output.kept.to_pylist()) == str(pa.Table.from_pylist(made, schema=PAIRS).to_pylist())  # -0.0 is not 0.0
-    drops = [outcome for outcome in outcomes if isinstance(outcome, Drop)]
-    assert [(row["reason"], row["detail"]) for row in output.dropped.to_pylist()] == drops
+    drops = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    assert [row["reason"] for row in output.dropped.to_pylist()] == drops
 
 
 def test_a_score_keeps_its_sign() -> None:
