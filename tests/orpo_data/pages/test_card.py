@@ -126,7 +126,7 @@ def test_sources_with_their_licence_and_no_private_place(card, plain_pair):
         ("~/data/*.jsonl", "*.jsonl"),
         ("C:\\Users\\me\\x.jsonl", "x.jsonl"),
         ("a/b/c/d.jsonl", "d.jsonl"),
-        ("https://me:pw@host:8080/x/y.jsonl?token=t#f", "https://host/x/y.jsonl"),
+        ("https://me:pw@host:8080/x/y.jsonl?token=t#f", "https://host:8080/x/y.jsonl"),
         ("s3://bucket/x", "s3://bucket/x"),
     ],
 )
