@@ -290,3 +290,16 @@ def check_limits(data: PairDataset, sides: Sequence[str], tokens: int, *, packed
             f"row {row} (id {data.row_ids([row])[0]}): the pair takes {needed[row]} tokens, a forward pass at most "
             f"{tokens}: raise train.micro_batch_tokens (to {needed.max()} for all pairs) or lower tokenize.max_length"
         )
+
+
+def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Places of sequences that are padded together: those of like length, the longest first.
+
+    Rows times the longest of them stay within `tokens`; a sequence that is over it runs alone.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > tokens:
+            batches.append([])
+        batches[-1].append(place)
+    return batches

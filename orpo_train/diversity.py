@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from orpo_data.errors import OrpoError
 from orpo_train.evaluate import load_tokenizer
+from orpo_train.model import best_device
 
 Draws = Sequence[Sequence[str]]
 """Answers as [draws][prompts]."""
@@ -60,7 +61,7 @@ def embed(texts: Sequence[str], folder: Path) -> Vectors:
     """
     from transformers import AutoModel
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     tokenizer = load_tokenizer(folder)
     try:
         model: Any = AutoModel.from_pretrained(folder, use_safetensors=True).to(device).eval()

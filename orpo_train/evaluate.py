@@ -20,6 +20,7 @@ from orpo_train.model import (
     PairSums,
     Scorer,
     SequenceScorer,
+    best_device,
     check_fits,
     choose_layout,
     evaluating,
@@ -171,7 +172,7 @@ def _judge(
     new_tokens: int,
 ) -> tuple[PairScores, list[str]]:
     """Scores and sample answers of the model in `folder`; the model is gone from memory afterwards."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model = load_model(folder).to(device)
     check_fits(model, data)
     layout = choose_layout(model, data, "auto")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from orpo_data.errors import OrpoError
 from orpo_train.attention import own_attention
+from orpo_train.batching import by_length
 from orpo_train.config import Sampling
 from orpo_train.model import evaluating
 
@@ -41,7 +42,7 @@ def generate(
     room = [_room(model, number, prompt, sampling) for number, prompt in enumerate(prompts)]
     answers: dict[int, list[int]] = {}
     with evaluating(model), own_attention(model):
-        for batch in _batches([len(p) + new for p, new in zip(prompts, room, strict=True)], batch_tokens):
+        for batch in by_length([len(p) + new for p, new in zip(prompts, room, strict=True)], batch_tokens):
             drawn = _answer(model, [prompts[i] for i in batch], [room[i] for i in batch], sampling, ends)
             answers |= zip(batch, drawn, strict=True)
     return [answers[number] for number in range(len(prompts))]
@@ -62,16 +63,6 @@ def _room(model: Any, number: int, prompt: Sequence[int], sampling: Sampling) ->
         what = f"the model takes {limit}, none is left for an answer" if prompt else "a model answers to one at least"
         raise OrpoError(f"prompt {number} has {len(prompt)} tokens: {what}")
     return room
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Sequences of like length together, the longest first; one that is over the budget runs alone."""
-    batches: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > batch_tokens:
-            batches.append([])
-        batches[-1].append(number)
-    return batches
 
 
 def _answer(

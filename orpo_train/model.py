@@ -262,6 +262,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def best_device() -> torch.device:
+    """Where models run that nothing else has given a place."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _device(model: Any) -> torch.device:
     device: torch.device = next(model.parameters()).device
     return device

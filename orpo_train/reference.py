@@ -11,7 +11,7 @@ import torch
 from orpo_train.batching import SIDES, FloatArray, Limits, PairDataset
 from orpo_train.config import TrainConfig
 from orpo_train.evaluate import forward_passes
-from orpo_train.model import SequenceScorer, check_fits, choose_layout, load_model
+from orpo_train.model import SequenceScorer, best_device, check_fits, choose_layout, load_model
 
 
 class ReferenceModel:
@@ -47,7 +47,7 @@ class ReferenceModel:
 
     def _ready(self, data: PairDataset) -> SequenceScorer:
         if self._scorer is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = best_device()
             code = self.config.trust_remote_code
             model = load_model(self.folder, trust_remote_code=code).to(device)
             layout = choose_layout(model, data, self.config.layout)

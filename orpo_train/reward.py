@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError
+from orpo_train.batching import by_length
 from orpo_train.layout import Batch
 from orpo_train.model import PairSums, Scorer, evaluating, load_pretrained
 
@@ -91,36 +91,24 @@ def score(model: Any, sequences: Sequence[Sequence[int]], tokens_per_pass: int =
     Raises OrpoError if a score is not a number.
     """
     device = next(model.parameters()).device
-    lengths = np.array([len(ids) for ids in sequences])
+    lengths = [len(ids) for ids in sequences]
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and lengths.max(initial=0) > limit:
-        raise OrpoError(f"a sequence has {lengths.max()} tokens, the reward model takes {limit}")
+    if limit is not None and max(lengths, default=0) > limit:
+        raise OrpoError(f"a sequence has {max(lengths)} tokens, the reward model takes {limit}")
     scores = torch.empty(len(sequences))
     with evaluating(model), torch.no_grad():
-        for places in _passes(lengths, tokens_per_pass):
+        for places in by_length(lengths, tokens_per_pass):
             ids = nn.utils.rnn.pad_sequence([torch.tensor(list(sequences[i])) for i in places], batch_first=True)
-            ends = torch.from_numpy(lengths[places])
+            ends = torch.tensor([lengths[i] for i in places])
             mask = (torch.arange(ids.shape[1]) < ends[:, None]).long()
             body = model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             last = body.last_hidden_state[torch.arange(len(places)), ends - 1]
-            scores[torch.from_numpy(places)] = head_scores(model, last).cpu()
+            scores[places] = head_scores(model, last).cpu()
     if len(bad := torch.nonzero(~scores.isfinite())):
         raise OrpoError(
             f"the reward model gives sequence {int(bad[0])} the score {float(scores[bad[0]])}, not a number"
         )
     return scores
-
-
-def _passes(lengths: "np.ndarray[Any, np.dtype[np.int64]]", tokens: int) -> list[Any]:
-    """Places of sequences that run together, longest first: rows times the longest of them within `tokens`."""
-    passes: list[list[int]] = []
-    width = 0
-    for place in np.argsort(-lengths, kind="stable").tolist():
-        if not passes or (len(passes[-1]) + 1) * width > tokens:
-            passes.append([])
-            width = int(lengths[place])
-        passes[-1].append(place)
-    return [np.array(places) for places in passes]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orpo_train.batching import Limits, PairDataset
 from orpo_train.evaluate import PASS, Precision, forward_passes
-from orpo_train.model import check_fits, choose_layout
+from orpo_train.model import best_device, check_fits, choose_layout
 from orpo_train.objectives import bradley_terry_loss
 from orpo_train.reward import RewardScorer, load_reward_model
 
@@ -74,7 +74,7 @@ def evaluate_reward(model_dir: Path, table: pa.Table, precision: Precision = "fp
 
 def _scores(model_dir: Path, data: PairDataset, precision: Precision) -> tuple[Tensor, Tensor]:
     """Scores of the chosen and of the rejected answers, [pairs]; the model is gone from memory afterwards."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model = load_reward_model(model_dir).to(device)
     check_fits(model, data)
     scorer = RewardScorer(model, choose_layout(model, data, "auto", RewardScorer), precision)

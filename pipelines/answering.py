@@ -22,7 +22,7 @@ from orpo_data.places import file_sha256
 from orpo_train.config import Sampling
 from orpo_train.evaluate import Precision, load_tokenizer
 from orpo_train.generate import end_tokens, generate
-from orpo_train.model import load_model
+from orpo_train.model import best_device, load_model
 from pipelines.forms import FORMS, Question, read_questions
 from pipelines.ifeval import FollowedInstructions, check_answers, require_rules
 from pipelines.recipe import explain_errors
@@ -137,7 +137,7 @@ def _answer(
     precision: Precision,
 ) -> tuple[list[list[str]], int]:
     """The answer to every turn of each question, in the light of those before; and how many were cut off."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model: Any = load_model(folder).to(device)
     ends = end_tokens(model, chat.tokenizer) | {chat.end_of_turn_id}
     talks: list[Messages] = [[] for _ in questions]

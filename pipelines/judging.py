@@ -22,7 +22,7 @@ from orpo_train.batching import SIDES
 from orpo_train.diversity import lexical, semantic
 from orpo_train.evaluate import Precision
 from orpo_train.generate import end_tokens, generate
-from orpo_train.model import load_model
+from orpo_train.model import best_device, load_model
 from orpo_train.reward import load_reward_model, score
 from orpo_train.win_rate import Array, error_over_prompts, length_controlled, longer_wins, outcomes, spread
 from pipelines.reading import Answer, HeldOut, Reader
@@ -58,7 +58,7 @@ def draw_answers(reader: Reader, prompts: HeldOut, settings: JudgeConfig, precis
     if reader.chat:
         log.info("%s has another tokenizer than the dataset: it reads the texts, in its own chat template", folder)
     tokenizer = reader.chat.tokenizer if reader.chat else prompts.tokenizer
-    device = _device()
+    device = best_device()
     model: Any = load_model(folder).to(device)
     ends = end_tokens(model, tokenizer) | end_of_turn(reader, prompts)
     ids, draws = reader.prompts(prompts), []
@@ -97,7 +97,7 @@ class Judge:
         self.reader = Reader.of(folder, tokenizer)
         if self.reader.chat:
             log.info("%s has another tokenizer: what it judges is tokenized again, in its own chat template", folder)
-        self._model = load_reward_model(folder).to(_device())
+        self._model = load_reward_model(folder).to(best_device())
 
     def rewards(self, data: HeldOut, answers: Sequence[Answer]) -> Array:
         """The reward of an answer to every row's prompt, [rows]. OrpoError if one is not a number."""
@@ -210,10 +210,6 @@ def _examples(prompts: HeldOut, answers: Mapping[str, Answers], rewards: Mapping
         {"id": prompts.ids[row], "prompt": prompts.question(row)} | _judged(answers, rewards, 0, row)
         for row in range(min(EXAMPLES, len(prompts.ids)))
     ]
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def summary(judged: Mapping[str, Any]) -> dict[str, Any]:

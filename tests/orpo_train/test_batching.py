@@ -19,6 +19,7 @@ from orpo_train.batching import (
     PairDataset,
     Tree,
     batches_per_epoch,
+    by_length,
     check_limits,
     cut,
     grow_trees,
@@ -221,3 +222,13 @@ def test_a_pair_beyond_the_budget_is_named_before_training(make_table: MakeTable
     check_limits(data, SIDES, needed, packed=packed)
     with pytest.raises(OrpoError, match=rf"row 1 \(id pair-1\): the pair takes {needed} tokens.*micro_batch_tokens"):
         check_limits(data, SIDES, needed - 1, packed=packed)
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 120))
+def test_padded_batches_hold_each_sequence_once_within_the_budget(lengths: list[int], tokens: int) -> None:
+    batches = by_length(lengths, tokens)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
+    sizes = [[lengths[place] for place in batch] for batch in batches]
+    assert [length for batch in sizes for length in batch] == sorted(lengths, reverse=True)
+    assert all(len(batch) == 1 or batch[0] * len(batch) <= tokens for batch in sizes)
+    assert all(batch[0] * (len(batch) + 1) > tokens for batch in sizes[:-1])
