@@ -115,8 +115,9 @@ def run_steps(
         while step < run.total and not stops_early(log, config):
             metrics = ppo_step(run, step) if isinstance(run, PpoRun) else optimizer_step(run, step)
             step += 1
-            saves = config.save_every is not None and step % config.save_every == 0
             nonfinite = 0 if "loss" in metrics else nonfinite + 1
+            # not after a step that was not taken: how many there were in a row is nowhere saved
+            saves = config.save_every is not None and step % config.save_every == 0 and not nonfinite
             if nonfinite:
                 report_nonfinite(run, step, nonfinite, metrics, work_dir / NONFINITE_NAME)
             elif step % config.log_every == 0 or step == run.total or saves:
@@ -170,7 +171,8 @@ def export_model(run: Run, weights: dict[str, Tensor], work_dir: Path) -> None:
 
 def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     """What a model's files hold beside its weights: the biases of an expert router, for example."""
-    return {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    saved = model.state_dict().keys()  # others are made anew with the model
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 @contextmanager

@@ -358,6 +358,17 @@ def test_a_step_that_is_not_finite_is_not_taken_and_its_rows_are_written_down(
     assert all(weight.isfinite().all() for weight in weights.values())
 
 
+def test_a_step_that_is_not_taken_is_not_saved(
+    run: Make, tmp_path: Path, make_table: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on must know of all that came before: for PPO also how much it has drawn."""
+    saved: list[int] = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda root, step, *rest, **how: saved.append(step))
+    monkeypatch.setattr(run_module, "OBJECTIVES", OBJECTIVES | {"orpo": _breaking_at(1, 2, 3)})
+    run(table=make_table(10), batch_size=4, nonfinite_steps=4, save_every=2)
+    assert saved == [6]
+
+
 def test_steps_that_are_not_taken_change_no_weight(
     make_model: Make, make_table: Make, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
