@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from orpo_data.errors import OrpoError
 from orpo_train.adapters import merge_lora
@@ -169,10 +169,10 @@ def export_model(run: Run, weights: dict[str, Tensor], work_dir: Path) -> None:
         run.model.save_pretrained(work_dir, state_dict=saved_buffers(run.model) | weights)
 
 
-def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+def saved_buffers(model: Any) -> dict[str, Tensor]:
     """What a model's files hold beside its weights: the biases of an expert router, for example."""
-    saved = model.state_dict().keys()  # others are made anew with the model
-    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    made_anew = dict(model.named_non_persistent_buffers())  # state_dict() would tell too, and free what FSDP gathered
+    return {name: buffer for name, buffer in model.named_buffers() if name not in made_anew}
 
 
 @contextmanager
