@@ -8,7 +8,7 @@ from typing import Any
 
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import read_manifest
-from orpo_data.places import as_path
+from orpo_data.places import as_path, write_whole
 from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import scan
 from orpo_data.views import CLEANED, TEXT_VIEWS
@@ -67,7 +67,7 @@ def export(dataset: str | Path, to: str, output: str | Path) -> list[ExportedFil
         for file in files:
             _partial(file.path).unlink(missing_ok=True)
     if info is not None:
-        _replace_json(output.with_name(DATASET_INFO), info)
+        write_whole(output.with_name(DATASET_INFO), json.dumps(info, indent=2, ensure_ascii=False) + "\n")
     return files
 
 
@@ -107,8 +107,3 @@ def _llama_factory_info(files: list[ExportedFile]) -> dict[str, Any]:
         for file in files
     }
     return info | entries
-
-
-def _replace_json(path: Path, value: dict[str, Any]) -> None:
-    _partial(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(_partial(path), path)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from orpo_data.places import write_whole
 from orpo_train.objectives import Objective, PairLogps, log_odds
 
 CHOSEN_METRICS = ("loss", "nll_loss", "logps/chosen")
@@ -68,9 +69,7 @@ class MetricsLog:
         self._path, self._accelerator = path, accelerator
         self.lines = lines
         if accelerator.is_main_process:
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-            partial.replace(path)  # killed here, the old lines are still whole
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         line = {"step": step, **metrics}

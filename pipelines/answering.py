@@ -1,7 +1,6 @@
 """A model's answers to a public judge's questions, in its file form, with a card of how they were made."""
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from orpo_data.chat import Chat, Messages, template_names
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.manifest import digest
 from orpo_data.pages.render import markdown
-from orpo_data.places import file_sha256
+from orpo_data.places import file_sha256, write_whole
 from orpo_train.config import Sampling
 from orpo_train.evaluate import Precision, load_tokenizer
 from orpo_train.generate import end_tokens, generate
@@ -87,7 +86,7 @@ def answer_questions(
     precision = precision or ("bf16" if torch.cuda.is_available() else "fp32")
     answers, unended = _answer(folder, chat, questions, temperatures, settings, precision)
     followed = check_answers(questions, [answer for (answer,) in answers]) if check else None
-    _write(output, judge.answers(questions, answers, name))
+    write_whole(output, judge.answers(questions, answers, name))
     shown = {
         "model": f"{markdown(folder.name)}, fingerprint `{model_fingerprint(folder)[:12]}`",
         "questions": f"{len(questions):,} of {markdown(prompts.name)}, sha256 `{file_sha256(prompts)[:12]}`",
@@ -108,7 +107,7 @@ def answer_questions(
     rows = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     card = output.with_name(f"{output.name}.md")
     names = {"name": markdown(name), "file": markdown(output.name)}
-    _write(card, CARD.format(**names, form=form, sha256=file_sha256(output), settings=rows))
+    write_whole(card, CARD.format(**names, form=form, sha256=file_sha256(output), settings=rows))
     return AnswersReport(output, card, len(questions), unended, followed)
 
 
@@ -175,11 +174,3 @@ def _encode(chat: Chat, talks: Sequence[Messages], numbers: Sequence[int]) -> li
             raise OrpoError(f"the chat template refuses question {number + 1}: {error}") from None
     ids: list[list[int]] = chat.encode_prompts(pa.array(texts, pa.string())).to_pylist()
     return ids
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, "utf-8")
-    os.replace(partial, file)

@@ -27,6 +27,7 @@ from orpo_data.verification import content_hash
 from orpo_train.checkpoint import METRICS_NAME
 from orpo_train.config import TrainConfig
 from orpo_train.evaluate import evaluate, load_tokenizer
+from orpo_train.loop import CURVES_NAME
 from orpo_train.reward import is_reward_model
 from orpo_train.reward_evaluation import evaluate_reward
 from pipelines.judging import judge_models
@@ -124,8 +125,8 @@ def _evaluate_model(
             }
             (work / RESULT_NAME).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
             (work / "report.html").write_text(evaluation_page(result), "utf-8")
-            if (model_dir / "curves.png").exists():
-                shutil.copyfile(model_dir / "curves.png", work / "curves.png")
+            if (model_dir / CURVES_NAME).exists():
+                shutil.copyfile(model_dir / CURVES_NAME, work / CURVES_NAME)
             manifest = _manifest(key, inputs, settings, len(table))
             recorder.complete(manifest)
             commit_folder(work, output, manifest)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
+from orpo_data.places import write_whole
 from orpo_train.checkpoint import METRICS_NAME
 from orpo_train.curves import Lines, draw_comparison
 from orpo_train.run import process_state
@@ -100,11 +101,8 @@ def write_comparison(folder: Path, comparison: dict[str, Any], metrics: Mapping[
     partial = folder / ".comparison.partial.png"
     draw_comparison(partial, metrics)
     partial.replace(folder / "comparison.png")
-    texts = {"json": json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", "md": comparison_page(comparison)}
-    for ending, text in texts.items():
-        partial = folder / f".comparison.partial.{ending}"
-        partial.write_text(text, "utf-8")
-        partial.replace(folder / f"comparison.{ending}")
+    write_whole(folder / "comparison.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "comparison.md", comparison_page(comparison))
 
 
 def comparison_page(comparison: dict[str, Any]) -> str:

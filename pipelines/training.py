@@ -17,7 +17,7 @@ from orpo_data import provenance
 from orpo_data.cache import beside
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError
-from orpo_data.events import Recorder
+from orpo_data.events import EVENTS_NAME, Recorder
 from orpo_data.folders import commit_folder, refuse_foreign_folder
 from orpo_data.history import lineage
 from orpo_data.locking import writing
@@ -27,18 +27,20 @@ from orpo_data.schema import TOKEN_STAGES
 from orpo_data.shards import check_file, list_files, opened_shards, read_table
 from orpo_data.stage import dataset_input, refuse_other_stage, why_run
 from orpo_data.verification import content_hash
-from orpo_train.checkpoint import remove_checkpoints
+from orpo_train.checkpoint import METRICS_NAME, remove_checkpoints
 from orpo_train.config import TrainConfig
-from orpo_train.loop import NOT_IDENTITY, TRAIN_NAME, train
+from orpo_train.loop import CURVES_NAME, NONFINITE_NAME, NOT_IDENTITY, TRAIN_NAME, train
 from orpo_train.run import process_state
 from pipelines.checks import check_inputs
 from pipelines.model_card import model_card
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 2  # raised whenever the same configuration would train other weights
+CODE_VERSION = 3  # raised whenever the same configuration would train other weights
 NAMES: Any = {"model": True, "revision": True, "ppo": {"reward_model"}}
 """Settings that say where a model is: what it is, its fingerprint tells."""
+
+CARD_NAME = "README.md"
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -189,21 +191,13 @@ def check_model(folder: Path) -> None:
     manifest = read_manifest(folder)
     for _ in opened_shards(folder, manifest.shards, Path):
         pass
-    for name in manifest.files.keys() - {"README.md"}:
+    for name in manifest.files.keys() - {CARD_NAME}:
         check_file(folder, manifest, name)
 
 
 def model_fingerprint(folder: Path) -> str:
     """Hash of a model folder's weights, configuration and tokenizer: contents, not times."""
-    own = {
-        "_manifest.json",
-        "_lineage.ndjson",
-        "README.md",
-        TRAIN_NAME,
-        "metrics.jsonl",
-        "nonfinite.jsonl",
-        "curves.png",
-    }
+    own = {MANIFEST_NAME, EVENTS_NAME, CARD_NAME, TRAIN_NAME, METRICS_NAME, NONFINITE_NAME, CURVES_NAME}
     return digest({name: file_sha256(folder / name) for name in list_files(folder) if name not in own})
 
 
@@ -241,7 +235,7 @@ def _commit(
     else:
         add_stop_token(work)
     trained = json.loads((work / TRAIN_NAME).read_text("utf-8"))
-    (work / "README.md").write_text(model_card(manifest, trained, lineage(dataset).nodes), "utf-8")
+    (work / CARD_NAME).write_text(model_card(manifest, trained, lineage(dataset).nodes), "utf-8")
     recorder.complete(manifest)
     commit_folder(work, output, manifest)
     for stale in work.parent.glob(f".{output.name}.*.partial"):

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orpo_data.pages.methods import HELD_OUT, hundredfold, methods_page, spread
 from orpo_data.pages.render import figure
+from orpo_data.places import write_whole
 from pipelines.compare.plan import plan
 from pipelines.recipe import Recipe
 
@@ -25,12 +26,8 @@ def write_comparison(recipe: Recipe, root: Path, outcomes: Mapping[str, Any]) ->
 
     comparison = collect(plan(recipe), outcomes, recipe, root)
     folder = root / "compare"
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {RESULT_NAME: json.dumps(comparison, indent=1) + "\n", PAGE_NAME: methods_page(comparison)}
-    for name, text in texts.items():
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, "utf-8")
-        partial.replace(folder / name)
+    write_whole(folder / RESULT_NAME, json.dumps(comparison, indent=1) + "\n")
+    write_whole(folder / PAGE_NAME, methods_page(comparison))
     return folder / PAGE_NAME, comparison
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from orpo_data.errors import OrpoError
 from orpo_data.manifest import read_manifest
+from orpo_data.places import write_whole
 from orpo_data.shards import read_table
 from orpo_train.evaluate import Precision, evaluate, load_tokenizer
 from orpo_train.memory import peak_memory
@@ -75,10 +76,7 @@ def answer(job: Job, recipe: Recipe, root: Path) -> Outcome:
     if ran:
         log.info("answers: running into %s", file)
         told = _judged_answers(policy, judge, dataset, job_config(job, recipe, root).precision, recipe.compare)
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": key, **told}) + "\n", "utf-8")
-        partial.replace(file)
+        write_whole(file, json.dumps({"key": key, **told}) + "\n")
     return {"path": str(file), "ran": ran}
 
 
