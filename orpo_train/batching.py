@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orpo_data.errors import OrpoError
+from orpo_data.schema import ANSWERS
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
-SIDES = ("chosen", "rejected")
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 KL_COLUMNS = ("kl_input_ids", "ref_kl_logps")
 
@@ -54,7 +54,7 @@ class PairDataset:
     def __init__(self, table: pa.Table) -> None:
         self._ids = table["id"]
         self.prompt_lengths: IntArray = table["prompt_len"].to_numpy().astype(np.int64)
-        self._columns = {side: TokenColumn(table[f"{side}_input_ids"]) for side in SIDES}
+        self._columns = {side: TokenColumn(table[f"{side}_input_ids"]) for side in ANSWERS}
         self.lengths = {side: column.lengths for side, column in self._columns.items()}
         self._refuse_empty_responses()
         self._table = table
@@ -125,7 +125,7 @@ class PairDataset:
         return int((self.lengths["chosen"][pairs] - skipped).sum())
 
     def _refuse_empty_responses(self) -> None:
-        for side in SIDES:
+        for side in ANSWERS:
             empty = np.flatnonzero((self.lengths[side] <= self.prompt_lengths) | (self.prompt_lengths < 1))
             if len(empty):
                 row = int(empty[0])
@@ -177,7 +177,7 @@ def tree_of(data: PairDataset, pairs: Sequence[int], sides: Sequence[str]) -> Tr
     """
     places: dict[bytes, int] = {}
     responses: list[tuple[int, str]] = []
-    found: dict[str, list[int]] = {side: [] for side in SIDES}
+    found: dict[str, list[int]] = {side: [] for side in ANSWERS}
     for pair in pairs:
         for side in sides:
             text = data.response(pair, side).tobytes()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import SIDES, FloatArray, IntArray, Limits, MicroBatch, PairDataset, micro_batches
+from orpo_data.schema import ANSWERS
+from orpo_train.batching import FloatArray, IntArray, Limits, MicroBatch, PairDataset, micro_batches
 from orpo_train.config import Sampling
 from orpo_train.generate import end_tokens, generate
 from orpo_train.layout import Batch, NllScope
@@ -53,7 +54,7 @@ def forward_passes(
     limits: Limits = PASS,
     rank: int = 0,
     world: int = 1,
-    sides: Sequence[str] = SIDES,
+    sides: Sequence[str] = ANSWERS,
 ) -> Iterator[tuple[MicroBatch, Batch, Tensor]]:
     """This process' share of some pairs, pass by pass without gradient: what ran, and the values the scorer read.
 

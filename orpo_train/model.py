@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from orpo_data.errors import OrpoError
+from orpo_data.schema import ANSWERS
 from orpo_train.attention import PACKED_ATTENTION, Branches, UnsupportedAttentionError, use_packed_attention
-from orpo_train.batching import SIDES, Limits, PairDataset, grow_trees
+from orpo_train.batching import Limits, PairDataset, grow_trees
 from orpo_train.layout import Batch, Collate, collate_packed, collate_plain
 from orpo_train.logprobs import HeadShape, token_logprobs
 from orpo_train.objectives import log1mexp
@@ -244,7 +245,7 @@ def disagreement(
 def _probe(kind: type[Scorer], model: Any, layout: str, data: PairDataset, pairs: list[int]) -> Tensor:
     """What is read of some pairs, [K]: both layouts read it in the same order."""
     assert layout == PLAIN or layout in PACKED_ATTENTION
-    trees = grow_trees(data, pairs, SIDES, Limits(data.longest, pairs=1))
+    trees = grow_trees(data, pairs, ANSWERS, Limits(data.longest, pairs=1))
     with evaluating(model), torch.no_grad():
         scorer = kind(model, layout)
         values: Tensor = scorer(scorer.collate(data, trees, "prompt+response").to(_device(model)))

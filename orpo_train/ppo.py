@@ -24,9 +24,9 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from orpo_data.errors import OrpoError
-from orpo_data.schema import TOKEN_IDS
+from orpo_data.schema import ANSWERS, TOKEN_IDS
 from orpo_train.adapters import load_base
-from orpo_train.batching import SIDES, IntArray, MicroBatch, PairDataset, cut, pack, tree_of
+from orpo_train.batching import IntArray, MicroBatch, PairDataset, cut, pack, tree_of
 from orpo_train.config import PpoConfig, Sampling, TrainConfig
 from orpo_train.evaluate import load_tokenizer
 from orpo_train.generate import end_tokens, generate
@@ -229,7 +229,7 @@ def as_pairs(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Pair
 def passes(run: Run, data: PairDataset, answers: Iterable[int]) -> list[MicroBatch]:
     """This process' forward passes over some answers; all processes have equally many."""
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
-    trees = [tree_of(data, [int(answer)], SIDES[:1]) for answer in answers]
+    trees = [tree_of(data, [int(answer)], ANSWERS[:1]) for answer in answers]
     made = cut(data, trees, run.limits, world) if run.layout == PLAIN else pack(trees, run.limits, world)
     return made[rank::world]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from orpo_train.batching import SIDES, FloatArray, Limits, PairDataset
+from orpo_data.schema import ANSWERS
+from orpo_train.batching import FloatArray, Limits, PairDataset
 from orpo_train.config import TrainConfig
 from orpo_train.evaluate import forward_passes
 from orpo_train.model import SequenceScorer, best_device, check_fits, choose_layout, load_model
@@ -36,7 +37,7 @@ class ReferenceModel:
         with self._lock:
             scorer = self._ready(data)
             limits = Limits(max(self.config.micro_batch_tokens, 2 * data.longest))
-            sides = SIDES if rejected else SIDES[:1]
+            sides = ANSWERS if rejected else ANSWERS[:1]
             everything = np.arange(len(data))
             for micro, batch, values in forward_passes(scorer, data, everything, "response", limits, sides=sides):
                 sums = scorer.sums(values, batch)

@@ -14,12 +14,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from orpo_data.errors import OrpoError
+from orpo_data.schema import ANSWERS
 from orpo_train import zero
 from orpo_train.adapters import attach_lora, load_base
 from orpo_train.batching import (
     KL_COLUMNS,
     REFERENCE_COLUMNS,
-    SIDES,
     BatchOrder,
     IntArray,
     Limits,
@@ -128,11 +128,11 @@ def set_up(
     set_seed(config.seed)
     data = PairDataset(train_table)
     held_out = PairDataset(eval_table) if eval_table is not None and len(eval_table) else None
-    read = [(data, sides_of(config)), *([(held_out, SIDES)] if held_out else [])]
+    read = [(data, sides_of(config)), *([(held_out, ANSWERS)] if held_out else [])]
     for pairs, _ in read:
         check_columns(pairs, config.objective)
     if config.objective in OBJECTIVES and OBJECTIVES[config.objective].needs_kl:
-        read += [(pairs.kl, SIDES[:1]) for pairs, _ in read]
+        read += [(pairs.kl, ANSWERS[:1]) for pairs, _ in read]
     model: Any = load_base(config).to(accelerator.device)
     for pairs, _ in read:
         check_fits(model, pairs)
@@ -188,7 +188,7 @@ def process_state() -> PartialState:
 def sides_of(config: TrainConfig) -> tuple[str, ...]:
     """The sides of a pair that training runs through the model."""
     chosen_only = config.objective not in OBJECTIVES or not OBJECTIVES[config.objective].needs_rejected
-    return SIDES[:1] if chosen_only else SIDES
+    return ANSWERS[:1] if chosen_only else ANSWERS
 
 
 def limits_of(config: TrainConfig) -> Limits:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orpo_data.schema import ANSWERS
 from orpo_train import zero
-from orpo_train.batching import SIDES, IntArray, PairDataset, micro_batches
+from orpo_train.batching import IntArray, PairDataset, micro_batches
 from orpo_train.evaluate import forward_passes
 from orpo_train.layout import Batch
 from orpo_train.metrics import COLUMNS, metric_sums, named_means, names_of
@@ -118,7 +119,7 @@ def kl_estimate(run: Run, data: PairDataset, pairs: IntArray) -> Tensor:
     total = torch.zeros((), device=run.accelerator.device)
     place = (run.accelerator.process_index, run.accelerator.num_processes)
     for micro, batch, values in forward_passes(
-        run.bare_scorer, data.kl, pairs, "response", run.limits, *place, sides=SIDES[:1]
+        run.bare_scorer, data.kl, pairs, "response", run.limits, *place, sides=ANSWERS[:1]
     ):
         sums = run.bare_scorer.sums(values, batch)
         total += (sums.chosen * sums.chosen_tokens - batch.reference[:, 0]).sum() * micro.weight

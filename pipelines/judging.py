@@ -17,8 +17,8 @@ from rich.table import Table
 from orpo_data.chat import Chat
 from orpo_data.errors import OrpoError, UsageError
 from orpo_data.places import as_path
+from orpo_data.schema import ANSWERS
 from orpo_data.shards import fetch_folder
-from orpo_train.batching import SIDES
 from orpo_train.diversity import lexical, semantic
 from orpo_train.evaluate import Precision
 from orpo_train.generate import end_tokens, generate
@@ -136,7 +136,7 @@ def judge_models(
     readers = {role: Reader.of(place, pairs.tokenizer) for role, place in models.items()}
     judge = Judge(fetch_folder(as_path(settings.reward_model)), pairs.tokenizer)
     # the data's own pairs first: a judge that cannot judge is found out before the long part
-    chosen, rejected = (judge.rewards(pairs, pairs.answers(side)) for side in SIDES)
+    chosen, rejected = (judge.rewards(pairs, pairs.answers(side)) for side in ANSWERS)
     prompts = pairs.prompts(settings.prompts)
     answers = {role: draw_answers(reader, prompts, settings, precision) for role, reader in readers.items()}
     rewards = {

@@ -13,11 +13,9 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from orpo_data.extras import require_package
-from orpo_data.schema import DROPPED, no_rows, pair_ids
+from orpo_data.schema import DROPPED, SIDES, no_rows, pair_ids
 from orpo_data.steps.personal_data import Kind, hint, redact
 from orpo_data.steps.step import Step, StepOutput
-
-SIDES = ("prompt", "chosen", "rejected")
 
 NEWLINE = r"\r\n?|\x{85}"
 INVISIBLE = "|".join(

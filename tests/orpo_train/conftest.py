@@ -30,8 +30,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from orpo_data.schema import REFERENCED, TOKENIZED
-from orpo_train.batching import SIDES, Limits, PairDataset, cut, grow_trees, tree_of
+from orpo_data.schema import ANSWERS, REFERENCED, TOKENIZED
+from orpo_train.batching import Limits, PairDataset, cut, grow_trees, tree_of
 from orpo_train.config import TrainConfig
 from orpo_train.model import PLAIN, SequenceScorer, pair_sums
 from orpo_train.objectives import OBJECTIVES
@@ -257,7 +257,7 @@ def _naive_pairs(model: Any, table: pa.Table, config: TrainConfig) -> torch.Tens
         kl = max(torch.stack(moved).mean().detach(), torch.tensor(0.0))
     losses = []
     for row in rows:
-        better, worse = (_token_logps(model, row[f"{side}_input_ids"])[row["prompt_len"] - 1 :] for side in SIDES)
+        better, worse = (_token_logps(model, row[f"{side}_input_ids"])[row["prompt_len"] - 1 :] for side in ANSWERS)
         odds = [side.mean().exp() / (1 - side.mean().exp()) for side in (better, worse)]
         if config.needs_reference:
             gain, fall = better.sum() - row["ref_chosen_logps"], worse.sum() - row["ref_rejected_logps"]
@@ -319,11 +319,11 @@ def fast_loss() -> Callable[..., torch.Tensor]:
         pairs = np.arange(len(data))
         own = model.config._attn_implementation
         scorer = SequenceScorer(model, layout)
-        trees = grow_trees(data, pairs, SIDES, Limits(10**9))
+        trees = grow_trees(data, pairs, ANSWERS, Limits(10**9))
         if layout == PLAIN:
             trees = [
                 tree
-                for micro in cut(data, [tree_of(data, [int(p)], SIDES) for p in pairs], Limits(10**9))
+                for micro in cut(data, [tree_of(data, [int(p)], ANSWERS) for p in pairs], Limits(10**9))
                 for tree in micro.trees
             ]
         batch = scorer.collate(data, trees, config.nll_scope)

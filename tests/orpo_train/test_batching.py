@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_data.errors import OrpoError
+from orpo_data.schema import ANSWERS
 from orpo_train.batching import (
-    SIDES,
     BatchOrder,
     Limits,
     PairDataset,
@@ -126,7 +126,7 @@ def test_pairs_of_one_prompt_stay_together_and_in_order(make_table: MakeTable, s
 def test_a_tree_holds_each_response_once(make_table: MakeTable) -> None:
     """Three pairs of the answers [1], [2] and [3, 3]: two tokens of prompt and four of answers go through the model."""
     data = PairDataset(make_table(SHARED))
-    assert tree_of(data, [0, 1, 2], SIDES) == Tree(
+    assert tree_of(data, [0, 1, 2], ANSWERS) == Tree(
         pairs=(0, 1, 2),
         responses=((0, "chosen"), (0, "rejected"), (1, "rejected")),
         chosen=(0, 0, 2),
@@ -136,7 +136,7 @@ def test_a_tree_holds_each_response_once(make_table: MakeTable) -> None:
 
 
 def test_chosen_alone_leaves_the_rejected_out(make_table: MakeTable) -> None:
-    tree = tree_of(PairDataset(make_table(SHARED)), [0, 1, 2], SIDES[:1])
+    tree = tree_of(PairDataset(make_table(SHARED)), [0, 1, 2], ANSWERS[:1])
     assert (tree.responses, tree.rejected, tree.tokens) == (((0, "chosen"), (2, "chosen")), (), 2 + 1 + 2)
 
 
@@ -144,7 +144,7 @@ def test_trees_grow_over_neighbours_as_far_as_the_limits_allow(make_table: MakeT
     data = PairDataset(make_table(SHARED))
 
     def grown(**limits: int) -> list[tuple[int, ...]]:
-        return [tree.pairs for tree in grow_trees(data, range(6), SIDES, Limits(**limits))]
+        return [tree.pairs for tree in grow_trees(data, range(6), ANSWERS, Limits(**limits))]
 
     assert grown(tokens=100) == [(0, 1, 2), (3,), (4,), (5,)]
     assert grown(tokens=6) == [(0, 1, 2), (3,), (4,), (5,)]
@@ -157,7 +157,7 @@ def test_trees_grow_over_neighbours_as_far_as_the_limits_allow(make_table: MakeT
 
 
 def _trees(data: PairDataset, batch: Any, limits: Limits) -> list[Tree]:
-    return grow_trees(data, batch, SIDES, limits)
+    return grow_trees(data, batch, ANSWERS, limits)
 
 
 @given(
@@ -174,14 +174,14 @@ def test_micro_batches_of_all_ranks_part_the_batch(
     data = PairDataset(make_table(60, seed=seed))
     batch = np.random.default_rng(seed).choice(60, pairs, replace=False)
     limits = Limits(max(tokens, 2 * data.longest), most)
-    passes = micro_batches(data, batch, SIDES, limits, packed=packed, multiple=world)
+    passes = micro_batches(data, batch, ANSWERS, limits, packed=packed, multiple=world)
     assert len(passes) % world == 0, "a rank that runs short would leave the others waiting"
     seen = Counter(pair for micro in passes if micro.weight for tree in micro.trees for pair in tree.pairs)
     assert seen == Counter(batch.tolist())
     assert {micro.weight for micro in passes} <= {0.0, 1.0}
     for micro in passes:
         held = [pair for tree in micro.trees for pair in tree.pairs]
-        longest = max(data.lengths[side][pair] for side in SIDES for pair in held)
+        longest = max(data.lengths[side][pair] for side in ANSWERS for pair in held)
         needed = sum(tree.tokens for tree in micro.trees) if packed else 2 * len(held) * longest
         assert limits.hold(needed, len(held))
 
@@ -211,7 +211,7 @@ def test_a_tree_beyond_the_limits_is_no_endless_search(make_table: MakeTable) ->
 def test_padded_rows_count_their_padding(make_table: MakeTable) -> None:
     """Sequences of 2 and 9 tokens: together they would be four rows of 9, which 20 tokens do not hold."""
     data = PairDataset(make_table([([1], [2], [3]), ([1], [2] * 8, [3])]))
-    trees = [tree_of(data, [pair], SIDES) for pair in (1, 0)]
+    trees = [tree_of(data, [pair], ANSWERS) for pair in (1, 0)]
     assert [[tree.pairs for tree in micro.trees] for micro in cut(data, trees, Limits(20))] == [[(0,)], [(1,)]]
     assert [[tree.pairs for tree in micro.trees] for micro in cut(data, trees, Limits(36))] == [[(0,), (1,)]]
 
@@ -219,9 +219,9 @@ def test_padded_rows_count_their_padding(make_table: MakeTable) -> None:
 @pytest.mark.parametrize(("packed", "needed"), [(True, 2 + 5 + 3), (False, 2 * (2 + 5))])
 def test_a_pair_beyond_the_budget_is_named_before_training(make_table: MakeTable, packed: bool, needed: int) -> None:
     data = PairDataset(make_table([([1], [2], [3]), ([1, 1], [2] * 5, [3] * 3)]))
-    check_limits(data, SIDES, needed, packed=packed)
+    check_limits(data, ANSWERS, needed, packed=packed)
     with pytest.raises(OrpoError, match=rf"row 1 \(id pair-1\): the pair takes {needed} tokens.*micro_batch_tokens"):
-        check_limits(data, SIDES, needed - 1, packed=packed)
+        check_limits(data, ANSWERS, needed - 1, packed=packed)
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 120))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import SIDES, Limits, PairDataset, tree_of
+from orpo_data.schema import ANSWERS
+from orpo_train.batching import Limits, PairDataset, tree_of
 from orpo_train.evaluate import PairScores, evaluate, greedy_answers, score_pairs, summarise
 from orpo_train.model import SequenceScorer, pair_sums
 from orpo_train.objectives import log_odds
@@ -61,7 +62,7 @@ def test_each_pair_is_scored_once_as_training_would(
     for share in shares:
         assert share.pairs.tolist() == sorted(share.pairs)
         for place, pair in enumerate(share.pairs):
-            batch = plain.collate(data, [tree_of(data, [int(pair)], SIDES)], scope)  # type: ignore[arg-type]
+            batch = plain.collate(data, [tree_of(data, [int(pair)], ANSWERS)], scope)  # type: ignore[arg-type]
             with torch.no_grad():
                 sums = pair_sums(plain(batch), batch)
             ratio = log_odds(sums.chosen) - log_odds(sums.rejected)

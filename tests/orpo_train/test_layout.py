@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpo_data.schema import ANSWERS
 from orpo_train.attention import branch_numbers
-from orpo_train.batching import SIDES, Limits, PairDataset, grow_trees, tree_of
+from orpo_train.batching import Limits, PairDataset, grow_trees, tree_of
 from orpo_train.layout import Collate, collate_packed, collate_plain
 
 MakeTable = Callable[..., pa.Table]
@@ -20,7 +21,7 @@ ONE = [([7, 8], [3, 2], [5])]
 
 def test_packed_as_its_docstring_says(make_table: MakeTable) -> None:
     data = PairDataset(make_table(ONE))
-    batch = collate_packed(data, [tree_of(data, [0], SIDES)])
+    batch = collate_packed(data, [tree_of(data, [0], ANSWERS)])
     assert batch.input_ids.tolist() == [[7, 8, 3, 2, 5]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
     assert batch.positions.tolist() == [1, 2, 1]
@@ -34,7 +35,7 @@ def test_packed_as_its_docstring_says(make_table: MakeTable) -> None:
 
 def test_plain_as_its_docstring_says(make_table: MakeTable) -> None:
     data = PairDataset(make_table(ONE))
-    batch = collate_plain(data, [tree_of(data, [0], SIDES)])
+    batch = collate_plain(data, [tree_of(data, [0], ANSWERS)])
     assert batch.input_ids.tolist() == [[7, 8, 3, 2], [7, 8, 5, 0]]
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
@@ -46,7 +47,7 @@ def test_plain_as_its_docstring_says(make_table: MakeTable) -> None:
 
 def test_several_pairs_share_a_prompt_and_a_response(make_table: MakeTable) -> None:
     data = PairDataset(make_table([([7, 8], [1], [2]), ([7, 8], [1], [3, 3]), ([9], [1], [2])]))
-    batch = collate_packed(data, grow_trees(data, range(3), SIDES, Limits(100)))
+    batch = collate_packed(data, grow_trees(data, range(3), ANSWERS, Limits(100)))
     assert batch.input_ids.tolist() == [[7, 8, 1, 2, 3, 3, 9, 1, 2]]
     assert batch.prompt.tolist() == [0, 0, 4]
     assert batch.chosen.tolist() == [1, 1, 5]
@@ -57,7 +58,7 @@ def test_several_pairs_share_a_prompt_and_a_response(make_table: MakeTable) -> N
 @BOTH
 def test_scope_with_prompt_reads_the_prompt_once(make_table: MakeTable, collate: Collate) -> None:
     data = PairDataset(make_table([([7, 8], [3, 2], [5]), ([4], [1], [2])]))
-    batch = collate(data, [tree_of(data, [pair], SIDES) for pair in (0, 1)], "prompt+response")
+    batch = collate(data, [tree_of(data, [pair], ANSWERS) for pair in (0, 1)], "prompt+response")
     assert batch.targets.tolist() == [8, 3, 2, 5, 1, 2]
     assert batch.segment.tolist() == [0, 1, 1, 2, 4, 5]
 
@@ -65,7 +66,7 @@ def test_scope_with_prompt_reads_the_prompt_once(make_table: MakeTable, collate:
 @BOTH
 def test_chosen_alone(make_table: MakeTable, collate: Collate) -> None:
     data = PairDataset(make_table(ONE))
-    batch = collate(data, [tree_of(data, [0], SIDES[:1])], "response")
+    batch = collate(data, [tree_of(data, [0], ANSWERS[:1])], "response")
     assert (batch.targets.tolist(), batch.rejected.tolist()) == ([3, 2], [])
 
 
@@ -81,7 +82,7 @@ def test_masks_follow_from_lengths_never_from_token_values(
     def batch(tokens: list[int]):  # type: ignore[no-untyped-def]
         draw = [[random.choice(tokens, n).tolist() for n in row] for row in lengths]
         data = PairDataset(make_table([tuple(row) for row in draw]))
-        trees = [tree_of(data, [pair], SIDES) for pair in range(4)]
+        trees = [tree_of(data, [pair], ANSWERS) for pair in range(4)]
         if any(len(tree.responses) < 2 for tree in trees):
             return None  # two equal answers lie in memory once
         return collate(data, trees, scope)  # type: ignore[arg-type]
@@ -98,7 +99,7 @@ def test_masks_follow_from_lengths_never_from_token_values(
 @given(seed=st.integers(0, 1000), scope=st.sampled_from(["response", "prompt+response"]))
 def test_both_layouts_read_the_same_targets(make_table: MakeTable, seed: int, scope: str) -> None:
     data = PairDataset(make_table(5, seed=seed))
-    trees = [tree_of(data, [pair], SIDES) for pair in range(5)]
+    trees = [tree_of(data, [pair], ANSWERS) for pair in range(5)]
     packed, plain = (collate(data, trees, scope) for collate in (collate_packed, collate_plain))  # type: ignore[arg-type]
     for name in ("targets", "segment", "prompt", "chosen", "rejected"):
         assert torch.equal(getattr(packed, name), getattr(plain, name))
@@ -111,14 +112,14 @@ def test_both_layouts_read_the_same_targets(make_table: MakeTable, seed: int, sc
 @given(seed=st.integers(0, 1000))
 def test_positions_are_those_of_the_branches(make_table: MakeTable, seed: int) -> None:
     data = PairDataset(make_table(5, seed=seed))
-    batch = collate_packed(data, [tree_of(data, [pair], SIDES) for pair in range(5)])
+    batch = collate_packed(data, [tree_of(data, [pair], ANSWERS) for pair in range(5)])
     assert batch.branches is not None
     assert torch.equal(branch_numbers(batch.branches.lengths)[2], batch.position_ids[0])
 
 
 def test_nll_tokens_count_what_is_read(make_table: MakeTable) -> None:
     data, pairs = PairDataset(make_table(9)), np.array([2, 5, 7])
-    trees = [tree_of(data, [int(pair)], SIDES) for pair in pairs]
+    trees = [tree_of(data, [int(pair)], ANSWERS) for pair in pairs]
     for scope in ("response", "prompt+response"):
         batch = collate_packed(data, trees, scope)  # type: ignore[arg-type]
         covered = torch.cat([batch.prompt, batch.chosen])

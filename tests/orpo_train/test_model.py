@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from orpo_data.errors import OrpoError
-from orpo_train.batching import SIDES, Limits, PairDataset, grow_trees, tree_of
+from orpo_data.schema import ANSWERS
+from orpo_train.batching import Limits, PairDataset, grow_trees, tree_of
 from orpo_train.layout import collate_packed
 from orpo_train.logprobs import HeadShape
 from orpo_train.model import (
@@ -51,12 +52,12 @@ def test_scorer_equals_the_models_own_logits(kind: str, layout: str, make_model:
     with torch.no_grad():
         theirs = []
         for pair in range(5):
-            for side in SIDES:
+            for side in ANSWERS:
                 ids = torch.tensor(data.ids(pair, side)[None].astype(np.int64))
                 logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
                 theirs.append(logps[data.prompt_len(pair) - 1 :])
         scorer = SequenceScorer(model, layout)
-        ours = scorer(scorer.collate(data, [tree_of(data, [pair], SIDES) for pair in range(5)], "response"))
+        ours = scorer(scorer.collate(data, [tree_of(data, [pair], ANSWERS) for pair in range(5)], "response"))
     torch.testing.assert_close(ours, torch.cat(theirs), rtol=1e-5, atol=1e-4)
     assert ours.dtype == torch.float32
 
@@ -70,11 +71,11 @@ def test_shared_prompts_and_responses_give_each_pair_its_own_figures(
     rows = [([5, 6, 7], answers[i], answers[j]) for i in range(4) for j in range(i + 1, 4)]
     data = PairDataset(make_table([([8, 9], [1], [2, 3]), *rows, ([8], [1], [2, 3])]))
     model = make_model(kind).eval()
-    trees = grow_trees(data, range(8), SIDES, Limits(1000))
+    trees = grow_trees(data, range(8), ANSWERS, Limits(1000))
     assert [(len(tree.pairs), len(tree.responses)) for tree in trees] == [(1, 2), (6, 4), (1, 2)]
     with torch.no_grad():
         plain = SequenceScorer(model)
-        alone = [plain.collate(data, [tree_of(data, [pair], SIDES)], "prompt+response") for pair in range(8)]
+        alone = [plain.collate(data, [tree_of(data, [pair], ANSWERS)], "prompt+response") for pair in range(8)]
         expected = [pair_sums(plain(batch), batch) for batch in alone]
         scorer = SequenceScorer(model, "sdpa")
         batch = scorer.collate(data, trees, "prompt+response")
@@ -93,7 +94,7 @@ def test_packed_rows_of_any_length_reach_the_model_in_few_lengths(make_model: Ma
     )
     with torch.no_grad():
         for pair in range(0, 119, 7):
-            scorer(scorer.collate(data, [tree_of(data, [pair], SIDES)], "response"))
+            scorer(scorer.collate(data, [tree_of(data, [pair], ANSWERS)], "response"))
     assert set(seen) == {(1, 128), (1, 256)}
 
 
@@ -103,7 +104,7 @@ def test_a_row_that_is_full_gets_no_branch_of_nothing(
 ) -> None:
     """A branch without a token is a block of no rows, which no kernel has to take."""
     data = PairDataset(make_table([([5] * (tokens - 2), [6, 7], [6, 7])]))
-    batch = collate_packed(data, [tree_of(data, [0], SIDES)], "response")
+    batch = collate_packed(data, [tree_of(data, [0], ANSWERS)], "response")
     full = rounded_up(batch)
     assert full.input_ids.shape == full.position_ids.shape == (1, 128 if tokens <= 128 else 256)
     assert full.branches.lengths == (*batch.branches.lengths, *filled)
@@ -160,7 +161,7 @@ def test_a_window_that_short_pairs_do_not_fill_is_found_out(make_model: Make, ma
 def test_what_fills_a_row_has_an_embedding(make_model: Make, make_table: Make) -> None:
     """Where that of id 0 is zero, and a norm takes its root, its gradient would be NaN."""
     data = PairDataset(make_table([([5, 6], [7], [8])]))
-    batch = rounded_up(collate_packed(data, [tree_of(data, [0], SIDES)], "response"))
+    batch = rounded_up(collate_packed(data, [tree_of(data, [0], ANSWERS)], "response"))
     assert (batch.input_ids[0, 4:] == 5).all()
 
 

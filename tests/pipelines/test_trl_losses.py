@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import orpo_data
+from orpo_data.schema import ANSWERS
 from orpo_data.shards import read_table
-from orpo_train.batching import SIDES, PairDataset, tree_of
+from orpo_train.batching import PairDataset, tree_of
 from orpo_train.layout import Batch
 from orpo_train.model import PairSums, SequenceScorer, load_model
 from orpo_train.objectives import OBJECTIVES, PairLogps
@@ -54,7 +55,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 def run(model: Any, table: Any, scorer: type = SequenceScorer) -> tuple[Batch, PairSums, Any]:
     data = PairDataset(table)
     own = scorer(model)
-    batch = own.collate(data, [tree_of(data, [pair], SIDES) for pair in range(PAIRS)], "response")
+    batch = own.collate(data, [tree_of(data, [pair], ANSWERS) for pair in range(PAIRS)], "response")
     with torch.no_grad():
         values = own(batch)
     return batch, own.sums(values, batch), values
@@ -116,7 +117,7 @@ def test_kto_given_the_same_kl(
     estimate = trainer._metrics["eval"]["kl"][-1]
     data = PairDataset(table).kl
     scorer = SequenceScorer(policy)
-    batch = scorer.collate(data, [tree_of(data, [pair], SIDES[:1]) for pair in range(PAIRS)], "response")
+    batch = scorer.collate(data, [tree_of(data, [pair], ANSWERS[:1]) for pair in range(PAIRS)], "response")
     with torch.no_grad():
         sums = scorer.sums(scorer(batch), batch)
     ours = (sums.chosen * sums.chosen_tokens - batch.reference[:, 0]).mean().clamp(min=0).item()

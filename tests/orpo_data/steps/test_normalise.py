@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orpo_data.errors import UsageError
-from orpo_data.schema import PAIRS, pair_id
+from orpo_data.schema import PAIRS, SIDES, pair_id
 from orpo_data.steps.clean import Clean
 from orpo_data.steps.normalise import Normalise
-
-SIDES = ("prompt", "chosen", "rejected")
 
 
 @pytest.fixture(scope="session")
