@@ -216,10 +216,12 @@ def _show(result: dict[str, Any]) -> None:
 
     print_reports([StageReport(**report | {"path": as_path(report["path"])}) for report in result["stages"]])
     if "model" in result:
-        from pipelines.evaluation import evaluation_table
+        if "evaluation" in result:
+            from pipelines.evaluation import evaluation_table
 
-        out.print(evaluation_table(result["evaluation"]["result"]))
+            out.print(evaluation_table(result["evaluation"]["result"]))
         out.print(f"model  {result['model']['path']}", markup=False, soft_wrap=True)
+    if "evaluation" in result:
         out.print(f"report {as_path(result['evaluation']['path']) / 'report.html'}", markup=False, soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ A task's body is a few lines around the stage function that the command line cal
 never tables; whether a stage has to run is for its manifest to say, so Prefect's own cache is off.
 """
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -18,11 +19,14 @@ from flows.logs import log_progress, show_stage_logs
 from flows.network import retry_on_network_fault
 from orpo_data.errors import UsageError
 from orpo_data.locking import running
+from orpo_data.manifest import read_manifest
 from orpo_data.places import as_path
 from pipelines import stages
 from pipelines.drift import DriftError
 from pipelines.layout import Layout
 from pipelines.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
 """A stage's report as plain values: path, digests, counts."""
@@ -155,7 +159,7 @@ def train_flow(recipe: str, overrides: list[str] | None = None, output: str | No
     """Train and evaluate on what `prepare_flow` has written; arguments as there.
 
     Returns:
-        The reports `model` and `evaluation`.
+        The reports `model` and, where pairs are held out, `evaluation`.
     """
     settings, place = read_settings(recipe, overrides, output)
     if settings.train is None:
@@ -169,7 +173,7 @@ def run_flow(recipe: str, overrides: list[str] | None = None, output: str | None
     """The whole pipeline; arguments as for `prepare_flow`. Without a `train` section it ends with the token ids.
 
     Returns:
-        `stages`, and the reports `model` and `evaluation` where there was training.
+        `stages`, and the reports of `train_flow` where there was training.
     """
     settings, place = read_settings(recipe, overrides, output)
     with running(place.root):
@@ -233,6 +237,9 @@ def _train(settings: Recipe, place: Layout) -> dict[str, Report]:
     else:
         model = train(dataset, recipe, str(place.model))
     publish_curves(settings.name, place.model / "curves.png")
+    if not any(shard.rows for shard in read_manifest(place.tokenize).shards if shard.split == "eval"):
+        log.warning("nothing is held out: the model is not evaluated; see split.eval_fraction")
+        return {"model": model}
     evaluation = evaluate(model, dataset, recipe, str(place.evaluate))
     publish_evaluation(settings.name, model, evaluation)
     return {"model": model, "evaluation": evaluation}

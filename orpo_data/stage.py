@@ -19,7 +19,7 @@ from orpo_data.batches import BATCH_ROWS
 from orpo_data.branch import Branch, BranchRunner
 from orpo_data.errors import OrpoError
 from orpo_data.folders import refuse_foreign_folder
-from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest
+from orpo_data.manifest import FORMAT_VERSION, Input, Manifest, digest, read_manifest, write_manifest
 from orpo_data.parts import RunParts, run_here
 from orpo_data.process import few_full_collections, freed_memory_kept, trim
 from orpo_data.reuse import Earlier, NoteCache, write_part_records
@@ -78,13 +78,14 @@ def run_stage(
     refuse_other_stage(output, stage)
     key = _key(stage, schema, branches)
     why = why_run(output, key)
+    inputs = [item for branch in branches for item in branch.inputs]
     if not why:
-        return _report(output, read_manifest(output), ran=False, why="unchanged", started=started)
+        manifest = _as_found_now(output, inputs, recipe or {})
+        return _report(output, manifest, ran=False, why="unchanged", started=started)
     from orpo_data.events import Recorder  # slow to import, and a stage that is up to date needs neither
     from orpo_data.report import write_pages
 
     log.info("%s: running into %s, %s", stage, output, why)
-    inputs = [item for branch in branches for item in branch.inputs]
     notes = NoteCache(output)
     writes = DatasetWriter(output, schema, shared=run_parts is not run_here)
     with writes as writer, Recorder(job, stage, writer.folder, output) as recorder:
@@ -176,6 +177,20 @@ def why_run(output: Path, key: dict[str, Any]) -> str:
         return f"the output is damaged: {error}"
     changes = list(key_changes(manifest.key, key))
     return "changed: " + "; ".join(changes) if changes else ""
+
+
+def _as_found_now(output: Path, inputs: Sequence[Input], recipe: dict[str, Any]) -> Manifest:
+    """The manifest of an output that is up to date, once it says where its inputs and its recipe's section lie now.
+
+    The same bytes may lie elsewhere: what is on record must lead to an input, and to the tokenizer. The names of raw
+    files stay those that its rows have, and a change of other sections is for the other stages to write down.
+    """
+    manifest = read_manifest(output)
+    found = [old if new.path is None else new for old, new in zip(manifest.inputs, inputs, strict=True)]
+    if manifest.inputs == found and manifest.recipe.get(manifest.stage) == recipe.get(manifest.stage):
+        return manifest
+    write_manifest(output, manifest.model_copy(update={"inputs": found, "recipe": recipe}))
+    return read_manifest(output)
 
 
 def key_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:

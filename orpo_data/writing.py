@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ write it may keep as one large page, all of which is resident once a byte of it 
 
 ROWS_PER_BATCH = 1_000
 ROWS_PER_SHARD = 50_000  # a whole number of batches, so that shards do not depend on how rows arrived
+MOST_BYTES_PER_BATCH = 2**31 - 1  # what the 32-bit offsets of texts and lists can tell apart
 
 
 class StreamFile:
@@ -128,10 +129,11 @@ class ShardWriter:
             self._close_shard()
             self._open_shard()
         assert self._stream is not None
-        batch = canonical(rows)
-        self._stream.write(batch)
-        self._rows += len(batch)
-        self._tokens += _count_tokens(batch)
+        for part in _addressable(rows):
+            batch = canonical(part)
+            self._stream.write(batch)
+            self._rows += len(batch)
+            self._tokens += _count_tokens(batch)
 
     @property
     def _file(self) -> Path:
@@ -153,6 +155,15 @@ class ShardWriter:
         if is_local(shard.file):
             mark_sound(shard.file, shard.sha256)
         self._written.append(shard)
+
+
+def _addressable(rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows, halved until the texts of a part can be addressed by the 32-bit offsets of a record batch."""
+    if rows.nbytes <= MOST_BYTES_PER_BATCH or len(rows) == 1:
+        yield rows
+    else:
+        yield from _addressable(rows.slice(0, len(rows) // 2))
+        yield from _addressable(rows.slice(len(rows) // 2))
 
 
 def canonical(table: pa.Table) -> pa.Table:

@@ -91,6 +91,7 @@ def _evaluate_model(
         "stage": "evaluate",
         "version": CODE_VERSION,
         "inputs": [item.fingerprint for item in inputs],
+        "folders": [name for name in FOLDERS if settings.judge and getattr(settings.judge, name)],
         "config": config_without_folders,
     }
     why = why_run(output, key)

@@ -51,7 +51,7 @@ def ingest(
     """Raw files to RATED or PAIRS rows; records that cannot be parsed are dropped as `unparsable`."""
     kind = SOURCES[source.dataset]
     files = find_files(source.path, source.revision, source.files, kind.exclude)
-    inputs = [Input(name=file.name, fingerprint=file_digest(file), revision=source.revision) for file in files]
+    inputs = [Input(name=file.name, fingerprint=file_digest(file), revision=file.revision) for file in files]
     parts = [RawPart(source, file, item.fingerprint) for file, item in zip(files, inputs, strict=True)]
     branch = Branch(
         inputs=inputs,

@@ -46,6 +46,7 @@ class RawFile:
     path: Path  # where it lies on the machine that found it
     remote: tuple[Any, str] | None = field(default=None, compare=False, repr=False)
     """Where any machine gets it, if it was not here from the beginning: a file system of fsspec and a name there."""
+    revision: str | None = None  # on the hub; nothing else has one
 
     def here(self, sha256: str) -> "RawFile":
         """The same file on this machine, which may be another one; OrpoError if it is not what was found."""
@@ -72,7 +73,7 @@ def find_files(
 
     Args:
         path: a local file, folder or glob, an fsspec URL of any of these, or a dataset's id on the Hugging Face hub.
-        revision: commit, branch or tag on the hub; nothing else has one.
+        revision: commit, branch or tag on the hub; not asked for elsewhere.
         pattern: glob over the names; "*" stays within a folder, "**" does not.
         exclude: globs of names to leave out, whatever asked for them.
         endings: of file names that hold data.
@@ -197,7 +198,7 @@ def _hub_files(
     hub, commit = huggingface_hub.HfFileSystem(), Path(folder).name  # a snapshot's folder is called after its commit
     blobs = Path(folder).parent.parent  # the hub's cache is made of links into the folder above
     return [
-        replace(file, remote=(hub, f"datasets/{repo}@{commit}/{file.name}"))
+        replace(file, remote=(hub, f"datasets/{repo}@{commit}/{file.name}"), revision=revision)
         for file in _local_files(str(folder), endings, within=blobs) or []
     ]
 

@@ -64,7 +64,7 @@ class LabelNoise(GlobalStep):
     """Scores every pair by signals within it and among pairs on the same prompt; drops nothing."""
 
     name: ClassVar[str] = "label_noise"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     weights: Weights = Weights()
     near: float | None = Field(
@@ -184,6 +184,8 @@ SIGNALS = {
     ),
     "margin": pl.when(pl.col("margin") <= 0)
     .then(1.0)
+    .when(pl.col("median") <= 0)  # most pairs of the source have the wrong sign, so this one stands out
+    .then(0.0)
     .otherwise((1 - pl.col("margin") / pl.col("median")).clip(0, 1).fill_null(0.0)),
     "refusal": pl.col("refusal"),
     "alike": (2 * pl.col("alike") - 1).clip(0, 1),

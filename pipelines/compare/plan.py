@@ -34,7 +34,12 @@ class Job(BaseModel):
     @property
     def label(self) -> str:
         """What its seeds have in common: a line of the table."""
-        return self.method if self.lambda_ is None else f"{self.method} lambda={self.lambda_:g}"
+        return self.method if self.lambda_ is None else f"{self.method} lambda={_shown(self.lambda_)}"
+
+
+def _shown(value: float) -> str:
+    """Every digit, for two values need two names."""
+    return repr(value).removesuffix(".0")
 
 
 def comparison(recipe: Recipe, origin: str = "recipe") -> CompareConfig:
@@ -83,7 +88,7 @@ def plan(recipe: Recipe, origin: str = "recipe") -> list[Job]:
     for method in (method for method in POLICIES if method in settings.methods):
         for lambda_ in _lambdas(recipe, method):
             for seed in settings.seeds:
-                variant = "" if lambda_ is None else f",lambda={lambda_:g}"
+                variant = "" if lambda_ is None else f",lambda={_shown(lambda_)}"
                 name = f"{method}{variant},seed={seed}"
                 needs = {"dpo": (f"sft,seed={seed}",), "ppo": (f"sft,seed={seed}", reward)}.get(method, ())
                 policies.append(Job(name=name, method=method, seed=seed, lambda_=lambda_, needs=needs))

@@ -1,4 +1,4 @@
-"""A stage runs when what it depends on changed, and says why; else it touches nothing."""
+"""A stage runs when what it depends on changed, and says why; else it touches no row."""
 
 import json
 import os
@@ -11,12 +11,15 @@ import pytest
 
 from orpo_data.chat import find_template
 from orpo_data.errors import OrpoError
+from orpo_data.history import lineage
 from orpo_data.manifest import read_manifest
 from orpo_data.stage import StageReport
 from orpo_data.steps.binarize import Binarize
 from orpo_data.steps.clean import Clean
 from orpo_data.steps.split import Split
+from orpo_data.verification import verify
 from pipelines import prepare, stages
+from pipelines.checks import chat_of
 from pipelines.recipe import Recipe
 
 STAGES = ["ingest/hh-rlhf", "ingest/ultrafeedback", "binarize", "clean", "split", "tokenize"]
@@ -35,21 +38,41 @@ def ran(reports: list[StageReport]) -> list[str]:
     return [report.stage for report in reports if report.ran]
 
 
-def test_an_unchanged_run_touches_nothing(
-    tmp_path: Path, prepared: Path, make_recipe: Callable[..., Recipe], raw_data: Path, chat_tokenizer_dir: Path
-) -> None:
-    """Nor does one whose raw files, tokenizer and outputs were moved elsewhere, and whose name is another."""
+def test_an_unchanged_run_touches_nothing(tmp_path: Path, prepared: Path, make_recipe: Callable[..., Recipe]) -> None:
     shutil.copytree(prepared, tmp_path / "run", copy_function=shutil.copy2)
-    shutil.copytree(raw_data, tmp_path / "raw")
-    (tmp_path / "raw/hh/train.jsonl").rename(tmp_path / "raw/hh/renamed.jsonl")
-    shutil.copytree(chat_tokenizer_dir, tmp_path / "tokenizer")
     before = modified(tmp_path / "run")
-    moved = make_recipe("name=another", f"tokenize.tokenizer={tmp_path / 'tokenizer'}", raw=tmp_path / "raw")
-    reports = prepare(moved, tmp_path / "run")
+    reports = prepare(make_recipe(), tmp_path / "run")
     assert ran(reports) == []
     assert {report.why for report in reports} == {"unchanged"}
     assert modified(tmp_path / "run") == before
-    assert [report.content_hash for report in reports] == list(content_hashes(prepared).values())
+
+
+def test_where_things_lie_now_is_on_record_and_no_row_is_made_again(
+    tmp_path: Path, prepared: Path, make_recipe: Callable[..., Recipe], raw_data: Path, chat_tokenizer_dir: Path
+) -> None:
+    """Raw files, tokenizer and outputs were moved, and the recipe has another name: the old places are gone."""
+    shutil.copytree(prepared, tmp_path / "run")
+    shutil.copytree(raw_data, tmp_path / "raw")
+    (tmp_path / "raw/hh/train.jsonl").rename(tmp_path / "raw/hh/renamed.jsonl")
+    shutil.copytree(chat_tokenizer_dir, tmp_path / "tokenizer")
+    (tmp_path / "run/split").rename(tmp_path / "run/parted")
+    moved = make_recipe("name=another", f"tokenize.tokenizer={tmp_path / 'tokenizer'}", raw=tmp_path / "raw")
+    reports = [stages.split(tmp_path / "run/clean", moved, tmp_path / "run/parted")]
+    reports.append(stages.tokenize(tmp_path / "run/parted", moved, tmp_path / "run/tokenize"))
+    reports.append(stages.ingest(moved.sources[0], moved, tmp_path / "run/ingest" / moved.sources[0].label))
+    assert {report.why for report in reports} == {"unchanged"}
+    manifest = read_manifest(tmp_path / "run/tokenize")
+    assert manifest.recipe == moved.resolved()
+    assert [item.path for item in manifest.inputs] == ["../parted"]
+    rest = read_manifest(prepared / "tokenize").model_copy(update={"inputs": [], "recipe": {}})
+    assert manifest.model_copy(update={"inputs": [], "recipe": {}}) == rest
+    assert chat_of(manifest).tokenizer
+    assert lineage(tmp_path / "run/tokenize").nodes[0].manifest.stage == "ingest"
+    ingested = read_manifest(reports[-1].path)
+    assert [item.name for item in ingested.inputs] == [
+        item.name for item in read_manifest(prepared / "ingest" / moved.sources[0].label).inputs
+    ]  # as the rows have them
+    assert verify(tmp_path / "run/tokenize").ok
 
 
 def test_a_stage_made_again_with_other_bytes_runs_what_read_it(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpo_data import writing
 from orpo_data.places import file_sha256
 from orpo_data.schema import MESSAGES, TOKENIZED
 from orpo_data.shards import open_shard
@@ -126,6 +127,18 @@ def test_shard_boundaries(small_shards: None, tmp_path: Path, rows: int, expecte
     for shard in written:
         size, sha256 = shard.file.stat().st_size, file_sha256(shard.file)
         assert (shard.tokens, shard.bytes, shard.sha256) == (None, size, sha256)
+
+
+def test_texts_too_large_for_one_batch_are_cut_by_the_rows_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(writing, "MOST_BYTES_PER_BATCH", 100)
+    texts = ["a" * size for size in (10, 20, 90, 5, 300, 7, 8)]
+    table = pa.table({"text": texts})
+    (one,) = write_shards(tmp_path / "one", table.schema, iter([table]))
+    (other,) = write_shards(tmp_path / "other", table.schema, iter([table.slice(0, 3), table.slice(3)]))
+    assert one == other
+    read = open_shard(tmp_path / "one" / "rows-00000")
+    assert read["text"].to_pylist() == texts
+    assert all(batch.nbytes <= 100 or len(batch) == 1 for batch in read.to_batches())
 
 
 def test_tokens_are_counted_on_both_sides(tmp_path: Path) -> None:

@@ -189,6 +189,16 @@ def test_judging_is_not_done_twice_and_is_done_for_another_judge(judged, trained
     assert "inputs[3]" in report.why
 
 
+def test_a_folder_in_another_part_is_another_judgement(judged, trained, prepared, reward_model, tmp_path):
+    """What was compared with is not what measures likeness, though both are the same bytes."""
+    own = Path(shutil.copytree(judged.path, tmp_path / "evaluate"))
+    reports = [
+        evaluate_model(trained.path, prepared / "tokenize", own, settings(reward_model, **{part: str(trained.path)}))
+        for part in ("against", "embedding_model")
+    ]
+    assert [report.ran for report in reports] == [True, True]
+
+
 def test_the_judge_is_in_the_lineage(judged, reward_model):
     inputs = read_manifest(judged.path).inputs
     assert [item.name for item in inputs][-1] == reward_model.name

@@ -261,6 +261,8 @@ def test_hub_id_is_downloaded_at_its_revision(tree, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     files = find_files("openbmb/UltraFeedback", "40b4")
     assert names(files) == ALL
+    assert {file.revision for file in files} == {"40b4"}
+    assert {file.revision for file in find_files(str(tree), "40b4")} == {None}  # nobody looked for it here
     assert [file.remote[1] for file in files] == [f"datasets/openbmb/UltraFeedback@{tree.name}/{name}" for name in ALL]
     assert names(find_files("o/n", pattern="**/*.jsonl", exclude=("**/red*/**",))) == ["b.jsonl"]
     (whole, part) = calls

@@ -85,6 +85,11 @@ def test_margins_against_the_median_of_their_source(score, judged):
     assert score(table) == [0.15, 0, 0, 0.3, 0, 0, round(0.3 / 3, 4), 0]
 
 
+def test_a_clear_pair_among_inverted_ones(score, judged):
+    scores = ({"score_chosen": 5.0 + margin, "score_rejected": 5.0} for margin in (-3, -2, -1, 5))
+    assert score(judged(*((f"Why {i}?", FAR, NEAR, own) for i, own in enumerate(scores)))) == [0.3, 0.3, 0.3, 0]
+
+
 def test_a_tie_where_all_are_ties(score, judged):
     assert score(judged(("Why?", FAR, NEAR, {"score_chosen": 1.0, "score_rejected": 1.0}))) == [0.3]
 

@@ -59,6 +59,12 @@ def test_the_plan_of_a_whole_comparison():
     ]
 
 
+def test_two_lambdas_have_two_names_however_near_they_are():
+    jobs = plan(recipe_of(methods={"orpo": {}}, seeds=[1], lambdas=[0.12345678, 0.12345679]))
+    orpo = [job for job in jobs if job.method == "orpo"]
+    assert len({job.name for job in orpo}) == len({job.label for job in orpo}) == len(orpo) == 3  # the recipe's own too
+
+
 def test_a_method_has_the_recipes_settings_and_its_own(tmp_path):
     recipe = recipe_of(
         methods={"sft": {"learning_rate": 0.25, "seed": 9}, "orpo": {"epochs": 3}}, seeds=[7], lambdas=[2]
