@@ -122,8 +122,10 @@ COURSES = {
 
 
 def _courses(lines: Sequence[Mapping[str, Any]]) -> dict[str, LineChart]:
-    """Curves over optimizer steps; scores are drawn where there are no log probabilities."""
+    """Curves over optimizer steps, at least two of them; scores are drawn where there are no log probabilities."""
     charts: dict[str, LineChart] = {}
+    if len(lines) < 2:
+        return charts
     for title, metrics in COURSES.items():
         series = {
             name: [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]

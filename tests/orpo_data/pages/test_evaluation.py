@@ -68,13 +68,18 @@ def test_courses_over_the_training(read_page):
     assert "Over the training Log probability of a token" in read_page(page).words
     assert page.count('class="curve c-chosen"') == page.count('class="curve c-rejected"') == 1
     assert page.count('class="curve c-after"') == 1
-    assert "Over the training" not in evaluation_page(evaluation())
+    for none in ({}, {"training": lines[1:]}):  # the evaluation at the end alone is no course
+        assert "Over the training" not in evaluation_page(evaluation() | none)
 
 
 def test_scores_are_drawn_where_there_are_no_log_probabilities(read_page):
     """TRL's implicit rewards of a language model are its log-probabilities over again."""
-    rewards = {"eval/rewards/chosen": 0.5, "eval/rewards/rejected": 0.1}
-    reward_model = evaluation_page({**evaluation(), "training": [{"step": 1, **rewards}]})
+
+    def lines(**figures: float):
+        rewards = {"eval/rewards/chosen": 0.5, "eval/rewards/rejected": 0.1}
+        return [{"step": step, **rewards, **figures} for step in (0, 1)]
+
+    reward_model = evaluation_page({**evaluation(), "training": lines()})
     assert "Score" in read_page(reward_model).words
-    language_model = evaluation_page({**evaluation(), "training": [{"step": 1, "eval/logps/chosen": -1.0, **rewards}]})
+    language_model = evaluation_page({**evaluation(), "training": lines(**{"eval/logps/chosen": -1.0})})
     assert "Score" not in read_page(language_model).words
