@@ -88,13 +88,13 @@ def test_a_run_writes_none_of_them(
     for child in (prepared, trained, pushed, shown):
         assert [secret for secret in SECRETS if secret in child.printed] == []
     assert json.loads((out / "clean/_manifest.json").read_text())["recipe"]["sources"][0]["path"] == (
-        "http://127.0.0.1/train.jsonl"
+        f"http://127.0.0.1:{server.server_port}/train.jsonl"
     )
     for status in (404, 403):
         server.status = status
         failed = commands.start("-v", "prepare", hostile_recipe, "-o", tmp_path / str(status), environment=environment)
         assert failed.wait() == 1
-        assert "http://127.0.0.1/train.jsonl: cannot be read" in " ".join(failed.printed.split())
+        assert f"http://127.0.0.1:{server.server_port}/train.jsonl: cannot be read" in " ".join(failed.printed.split())
         assert [secret for secret in SECRETS if secret in failed.printed] == []
 
 
@@ -136,9 +136,9 @@ def test_a_flow_tells_prefect_none_of_them(
 
 def test_addresses() -> None:
     url = f"https://{USER}:{PASSWORD}@host.org:8443/a/b.jsonl?sig={SIGNATURE}&x=1#{TOKEN}"
-    assert public_url(url) == "https://host.org/a/b.jsonl"
+    assert public_url(url) == "https://host.org:8443/a/b.jsonl"
     assert without_secrets({"sources": [{"path": url}, {"path": "me/data"}, {"path": "s3://bucket/key"}]}) == {
-        "sources": [{"path": "https://host.org/a/b.jsonl"}, {"path": "me/data"}, {"path": "s3://bucket/key"}]
+        "sources": [{"path": "https://host.org:8443/a/b.jsonl"}, {"path": "me/data"}, {"path": "s3://bucket/key"}]
     }
     told = redacted(f"{url}: 403, message='no', url='{url}'\nplanted-pass/word", url)
     assert [secret for secret in SECRETS if secret in told] == []
