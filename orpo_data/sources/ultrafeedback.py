@@ -175,5 +175,7 @@ def _ratings(values: Sequence[Any], scale: tuple[int, int]) -> list[float | None
 
 
 def _coded_ratings(values: pa.Array, scale: tuple[int, int]) -> pa.Array:
+    if pa.types.is_nested(values.type):
+        raise Odd
     coded = values.dictionary_encode()
     return pa.array(_ratings(coded.dictionary.to_pylist(), scale), pa.float64()).take(coded.indices)

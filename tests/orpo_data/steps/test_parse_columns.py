@@ -191,6 +191,8 @@ HOSTILE_RATED = st.one_of(
 
 @given(st.lists(HOSTILE_RATED, max_size=12))
 @example([rated(ANSWER | {"overall_score": True})])
+@example([rated(ANSWER | {"overall_score": ["x"]})])
+@example([rated(ANSWER | {"overall_score": {"x": 1}})])
 @example([rated(ANSWER | {"overall_score": 0}), rated(ANSWER | {"overall_score": -0.0})])
 @example([rated(ANSWER | {"annotations": []})])
 @example([rated(ANSWER, completions="")])
